@@ -1,0 +1,106 @@
+"""The contract of a cell: its parameters, its state, and one step through time."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class HiddenState(NamedTuple):
+    """The state of a cell that carries its hidden units alone."""
+
+    h: Tensor  # (B, H)
+
+
+class Cell(nn.Module):
+    r"""One step of a recurrence, written as its paper writes it.
+
+    A cell is made with ``(input_size, hidden_size)`` and defines one method:
+
+    .. math:: (y_t, s_t) = \mathrm{step}(x_t, s_{t-1})
+
+    ``step`` is plain PyTorch. It holds no loop over time, knows no batch layout beyond the leading axis, and
+    has no side effect. `throughtime.unroll` runs it through time.
+
+    >>> class Leaky(Cell):
+    ...     def __init__(self, input_size, hidden_size):
+    ...         super().__init__(input_size, hidden_size)
+    ...         self.input = nn.Linear(input_size, hidden_size)
+    ...         self.recurrent = nn.Linear(hidden_size, hidden_size, bias=False)
+    ...
+    ...     def step(self, x, state):
+    ...         h = 0.9 * state.h + 0.1 * torch.tanh(self.input(x) + self.recurrent(state.h))
+    ...         return h, self.State(h)
+    >>> y, state = Leaky(3, 5)(torch.zeros(2, 3))
+    >>> y.shape
+    torch.Size([2, 5])
+
+    Args:
+        input_size: features I of one input step.
+        hidden_size: hidden units H.
+        output_size: features O of one output step; H unless the cell says otherwise.
+    """
+
+    State: ClassVar[Any] = HiddenState  # a NamedTuple; cells that carry more than h define their own
+    family: ClassVar[str] = "own"
+    equation: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+
+    def __init__(self, input_size: int, hidden_size: int, *, output_size: int | None = None) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.output_size = hidden_size if output_size is None else output_size
+
+    def step(self, x: Tensor, state: Any, noise: Any = None) -> tuple[Tensor, Any]:
+        """``(x_t, s_{t-1}) -> (y_t, s_t)``: x (B, I), every field of the state (B, ...), y (B, O).
+
+        ``noise`` is this step's slice of what `noise` drew; a cell that draws nothing need not name it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to define step(self, x, state)")
+
+    def initial_state(self, batch_size: int) -> Any:
+        """The state before the first step: zeros of (B, H) for each field."""
+        fields = self.State._fields
+        return self.State(*(self._zeros(batch_size, self.hidden_size) for _ in fields))
+
+    def noise(self, batch_size: int, steps: int) -> Any:
+        """Random numbers that a sequence needs, drawn before time begins: tensors (B, T, ...), or None.
+
+        Tuples may nest. Nothing is drawn here in `eval` mode, so that evaluation is deterministic.
+        """
+        return None
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One step of its own, for streaming: ``y, state = cell(x, state)``, from the initial state at first."""
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        noise = self.noise(x.shape[0], 1)
+        if noise is None:
+            return self.step(x, state)
+        return self.step(x, state, at_step(noise, 0))
+
+    def extra_repr(self) -> str:
+        output = "" if self.output_size == self.hidden_size else f", output_size={self.output_size}"
+        return f"input_size={self.input_size}, hidden_size={self.hidden_size}{output}"
+
+    def _zeros(self, *shape: int) -> Tensor:
+        """Zeros where the cell's parameters live, in their precision."""
+        like = next(self.parameters(), None)
+        if like is None:
+            return torch.zeros(shape)
+        return like.new_zeros(shape)
+
+
+def at_step(noise: Any, t: int) -> Any:
+    """Step ``t`` of noise: its tensors are (B, T, ...), and tuples of them may nest."""
+    if noise is None:
+        return None
+    if isinstance(noise, Tensor):
+        return noise[:, t]
+    return tuple(at_step(part, t) for part in noise)

@@ -1,0 +1,52 @@
+"""The loop in plain PyTorch. It is the specification: every other backend is tested against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from throughtime.cells.cell import Cell, at_step
+from throughtime.engine.sequence import Sequence, map_state
+
+
+def refusal(cell: Cell) -> str | None:
+    """Why this backend cannot take the cell; None, as it takes any."""
+    return None
+
+
+def run(cell: Cell, sequence: Sequence, return_states: bool) -> tuple[Tensor, Any, Any]:
+    """Outputs (B, T, O), the final state, and all states (fields (B, T, ...)) where asked for."""
+    state = sequence.state
+    outputs, states = [], []
+    for t in range(sequence.steps):
+        if sequence.resets is not None:
+            state = choose(sequence.resets[:, t], sequence.initial, state)
+        noise = at_step(sequence.noise, t)
+        x = sequence.x[:, t]  # (B, I)
+        y, new = cell.step(x, state) if noise is None else cell.step(x, state, noise)
+        if sequence.lengths is not None:
+            real = t < sequence.lengths  # (B,)
+            y = torch.where(real[:, None], y, torch.zeros_like(y))
+            new = choose(real, new, state)
+        state = type(sequence.state)(*new)
+        outputs.append(y)
+        states.append(state)
+    if outputs:
+        y = torch.stack(outputs, dim=1)  # (B, T, O)
+    else:
+        y = sequence.x.new_zeros(sequence.batch_size, 0, cell.output_size)
+    return y, state, stack_states(states, state) if return_states else None
+
+
+def choose(where: Tensor, one: Any, other: Any) -> Any:
+    """For each sequence the one state or the other: where (B,) bool."""
+    return map_state(lambda a, b: torch.where(where.reshape(-1, *[1] * (a.dim() - 1)), a, b), one, other)
+
+
+def stack_states(states: list[Any], like: Any) -> Any:
+    """States of all steps as one, its fields (B, T, ...)."""
+    if not states:
+        return map_state(lambda field: field.new_zeros(field.shape[0], 0, *field.shape[1:]), like)
+    return map_state(lambda *fields: torch.stack(fields, dim=1), *states)

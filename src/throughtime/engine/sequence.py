@@ -1,0 +1,120 @@
+"""What a backend is given: a checked batch of sequences, always to be run forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The arguments of `unroll`, checked. Padding in ``x`` is zero, so that nothing unread can spoil a gradient."""
+
+    x: Tensor  # (B, T, I)
+    state: Any  # fields (B, ...)
+    initial: Any  # fields (B, ...); what a reset goes back to
+    noise: Any  # tensors (B, T, ...), nested in tuples, or None
+    lengths: Tensor | None  # (B,)
+    resets: Tensor | None  # (B, T) bool
+
+    @property
+    def batch_size(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def steps(self) -> int:
+        return self.x.shape[1]
+
+
+def map_state(function: Callable[..., Tensor], *states: Any) -> Any:
+    """A state whose fields are the function of the states' fields."""
+    return type(states[0])(*(function(*fields) for fields in zip(*states, strict=True)))
+
+
+def check_input(x: Tensor, input_size: int) -> None:
+    if x.dim() != 3:
+        raise ValueError(f"x must be (B, T, I), not of {x.dim()} dimensions; a single sequence is x[None]")
+    if x.shape[2] != input_size:
+        raise ValueError(f"x has {x.shape[2]} features where the cell takes {input_size}")
+
+
+def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
+    """Lengths as a tensor (B,) of whole numbers in 0..T, or None."""
+    if lengths is None:
+        return None
+    lengths = torch.as_tensor(lengths, device=x.device)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be whole numbers, not {lengths.dtype}")
+    if lengths.shape != x.shape[:1]:
+        raise ValueError(f"lengths must be ({x.shape[0]},), one a sequence, not {tuple(lengths.shape)}")
+    if (
+        not torch.compiler.is_compiling()
+        and lengths.numel()
+        and not 0 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]
+    ):
+        raise ValueError(f"lengths must lie in 0..{x.shape[1]}; they are {lengths.tolist()}")
+    return lengths
+
+
+def check_resets(resets: Any, x: Tensor) -> Tensor | None:
+    """Resets as a tensor (B, T) of bool, or None."""
+    if resets is None:
+        return None
+    resets = torch.as_tensor(resets, device=x.device)
+    if resets.dtype != torch.bool:
+        raise ValueError(f"resets must be bool, not {resets.dtype}")
+    if resets.shape != x.shape[:2]:
+        raise ValueError(f"resets must be {tuple(x.shape[:2])}, one a step, not {tuple(resets.shape)}")
+    return resets
+
+
+def check_state(state: Any, initial: Any) -> Any:
+    """A state of the same fields and shapes as the cell's initial one; plain tuples are taken too."""
+    if isinstance(state, Tensor) and len(initial) == 1:
+        state = (state,)
+    if not isinstance(state, tuple) or len(state) != len(initial):
+        raise ValueError(f"state must have the fields {', '.join(initial._fields)}")
+    state = type(initial)(*state)
+    for name, given, wanted in zip(initial._fields, state, initial, strict=True):
+        if given.shape != wanted.shape:
+            raise ValueError(f"state.{name} must be {tuple(wanted.shape)}, not {tuple(given.shape)}")
+    return state
+
+
+def within(lengths: Tensor, steps: int) -> Tensor:
+    """Whether a step is real and not padding: (B, T) bool."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+def past_zeroed(x: Tensor, real: Tensor) -> Tensor:
+    """``x`` (B, T, ...) with zeros where ``real`` (B, T) is false."""
+    return torch.where(
+        real.reshape(*real.shape, *[1] * (x.dim() - 2)), x, torch.zeros((), dtype=x.dtype, device=x.device)
+    )
+
+
+class Reversal:
+    """Turns the real part of each sequence round, and back."""
+
+    def __init__(self, x: Tensor, lengths: Tensor | None) -> None:
+        self.index: Tensor | None = None  # (B, T): which step stands at a place once turned
+        if lengths is not None:
+            t = torch.arange(x.shape[1], device=x.device)
+            turned = lengths[:, None] - 1 - t
+            self.index = torch.where(turned >= 0, turned, t)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` (B, T, ...) turned; turning twice gives it back."""
+        if self.index is None:
+            return x.flip(1)
+        index = self.index.reshape(*self.index.shape, *[1] * (x.dim() - 2))
+        return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+    def resets(self, resets: Tensor) -> Tensor:
+        """A reset is a border before a step; seen from behind, it stands before the step on its other side."""
+        turned = self(resets)
+        return torch.cat([torch.zeros_like(turned[:, :1]), turned[:, :-1]], dim=1)

@@ -1,0 +1,117 @@
+"""Running a cell through time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from throughtime.cells.cell import Cell
+from throughtime.engine.explain import BACKENDS, explain
+from throughtime.engine.sequence import (
+    Reversal,
+    Sequence,
+    check_input,
+    check_lengths,
+    check_resets,
+    check_state,
+    map_state,
+    past_zeroed,
+    within,
+)
+
+
+def unroll(
+    cell: Cell,
+    x: Tensor,
+    state: Any = None,
+    *,
+    lengths: Any = None,
+    resets: Any = None,
+    reverse: bool = False,
+    return_states: bool = False,
+    backend: str = "auto",
+    parameters: Mapping[str, Tensor] | None = None,
+) -> Any:
+    r"""Runs a cell through time: (y_t, s_t) = step(x_t, s_{t-1}) for t = 0 ... T-1.
+
+    >>> import throughtime as tt
+    >>> import torch
+    >>> y, state = unroll(tt.cells.LSTM(3, 5), torch.zeros(2, 7, 3), lengths=[7, 4])
+    >>> y.shape, state.c.shape
+    (torch.Size([2, 7, 5]), torch.Size([2, 5]))
+
+    In pieces or at once, the result is the same: the final state of one call is the ``state`` of the next.
+
+    Args:
+        cell: any `Cell`.
+        x: input (B, T, I). B and T may be 0.
+        state: the state before the first step; the cell's initial one unless given.
+        lengths: (B,) real steps of each sequence, in any order, 0 allowed. Outputs (and all states) past a length
+            are zero, the final state is that of the last real step, and what stands in the padding of ``x`` is
+            not read.
+        resets: (B, T) bool, borders within a row (episodes, documents packed together): where true, the state
+            goes back to initial before that step. In reverse it does so on the other side of the same border,
+            after that step, so that nothing crosses in either direction.
+        reverse: from the last real step to the first; outputs stand where their inputs stand.
+        return_states: also return all states, as a state with fields (B, T, ...).
+        backend: "auto", or the name of one; see `explain`.
+        parameters: stand-ins for the cell's parameters, by name, as in `torch.func.functional_call`.
+
+    Returns:
+        ``(y, final_state)``, or ``(y, final_state, states)`` with ``return_states``. y is (B, T, O).
+
+    Raises:
+        ValueError: an argument's shape or type does not fit, or the backend cannot take the cell.
+    """
+    if parameters is not None:
+        stand_ins = {f"cell.{name}": value for name, value in parameters.items()}
+        options = {
+            "lengths": lengths,
+            "resets": resets,
+            "reverse": reverse,
+            "return_states": return_states,
+            "backend": backend,
+        }
+        return functional_call(_Unroll(cell), stand_ins, (x, state), options)
+
+    check_input(x, cell.input_size)
+    lengths = check_lengths(lengths, x)
+    resets = check_resets(resets, x)
+    initial = cell.initial_state(x.shape[0])
+    if next(cell.parameters(), None) is None:
+        initial = map_state(lambda field: field.to(x), initial)
+    state = initial if state is None else check_state(state, initial)
+    real = None if lengths is None else within(lengths, x.shape[1])  # (B, T)
+    if real is not None:
+        x = past_zeroed(x, real)
+    turn = Reversal(x, lengths) if reverse else None
+    if turn is not None:
+        x = turn(x)
+        resets = None if resets is None else turn.resets(resets)
+
+    sequence = Sequence(x, state, initial, cell.noise(x.shape[0], x.shape[1]), lengths, resets)
+    plan = explain(cell, backend)
+    y, final, states = BACKENDS[plan.backend].run(cell, sequence, return_states)
+
+    y = y if turn is None else turn(y)
+    if not return_states:
+        return y, final
+    if real is not None:
+        states = map_state(lambda field: past_zeroed(field, real), states)
+    if turn is not None:
+        states = map_state(turn, states)
+    return y, final, states
+
+
+class _Unroll(nn.Module):
+    """`unroll` as a module, for `functional_call`."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor, state: Any, **options: Any) -> Any:
+        return unroll(self.cell, x, state, **options)

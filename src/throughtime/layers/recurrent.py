@@ -1,0 +1,179 @@
+"""Cells in layers and directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from throughtime.cells.cell import Cell
+from throughtime.cells.wrappers import LearnedInitialState, check_probability
+from throughtime.engine import unroll
+
+MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "concat": lambda forward, backward: torch.cat([forward, backward], dim=-1),
+    "sum": torch.add,
+    "mean": lambda forward, backward: (forward + backward) / 2,
+    "product": torch.mul,
+    "max": torch.maximum,
+}
+
+
+class Recurrent(nn.Module):
+    """Layers of a cell over a batch of sequences, in one direction or both.
+
+    >>> from throughtime.cells import GRU
+    >>> net = Recurrent(GRU, 3, 5, num_layers=2, bidirectional=True)
+    >>> y, state = net(torch.zeros(4, 7, 3), lengths=[7, 2, 0, 5])
+    >>> y.shape, len(state), len(state[0])
+    (torch.Size([4, 7, 10]), 2, 2)
+
+    The state is a tuple with one item a layer: the state of its cell, or, with two directions, the pair of the
+    forward and the backward cell's.
+
+    Args:
+        cell_class: a class of cell, or any function ``(input_size, hidden_size, **cell_options) -> Cell``.
+        input_size: features I of the input.
+        hidden_size: hidden units H, one number or one for each layer.
+        num_layers: layers; each takes the output of the one below.
+        bidirectional: a second cell in each layer that runs from the last step to the first.
+        dropout: the probability of an output to be dropped between layers, in training.
+        merge: how the two directions become one output: "concat", "sum", "mean", "product" or "max".
+        learned_initial_state: the state before the first step is a parameter.
+        cell_options: passed to the cell.
+
+    Raises:
+        ValueError: sizes, merge or dropout out of range; hidden sizes and layers of different number.
+    """
+
+    def __init__(
+        self,
+        cell_class: Callable[..., Cell],
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        *,
+        merge: str = "concat",
+        learned_initial_state: bool = False,
+        **cell_options: Any,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, not {num_layers!r}")
+        sizes = [hidden_size] * num_layers if isinstance(hidden_size, int) else list(hidden_size)
+        if len(sizes) != num_layers:
+            raise ValueError(f"{len(sizes)} hidden sizes for {num_layers} layers")
+        if merge not in MERGES:
+            raise ValueError(f"merge must be one of {', '.join(MERGES)}, not {merge!r}")
+        self.input_size = input_size
+        self.num_layers = num_layers
+        self.bidirectional = bidirectional
+        self.dropout = check_probability(dropout, "dropout", below_one=True)
+        self.merge = merge
+
+        def make(size_in: int, size: int) -> Cell:
+            cell = cell_class(size_in, size, **cell_options)
+            return LearnedInitialState(cell) if learned_initial_state else cell
+
+        forward_cells: list[Cell] = []
+        backward_cells: list[Cell] = []
+        for size in sizes:
+            cell = make(input_size, size)
+            forward_cells.append(cell)
+            if bidirectional:
+                backward_cells.append(make(input_size, size))
+            input_size = cell.output_size * (2 if bidirectional and merge == "concat" else 1)
+        self.output_size = input_size
+        self.forward_cells = nn.ModuleList(forward_cells)
+        self.backward_cells = nn.ModuleList(backward_cells)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        return_states: bool = False,
+        backend: str = "auto",
+    ) -> Any:
+        """``x (B, T, I) -> (y (B, T, O), final state)``; see `throughtime.unroll` for the options.
+
+        With ``return_states``, ``(y, final state, states)``: all states of all layers, laid out as the final
+        state is, their fields (B, T, ...).
+        """
+        self._check_layers(state)
+        finals, all_states = [], []
+        for k in range(self.num_layers):
+            if k and self.dropout:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+            layer_state = None if state is None else state[k]
+            runs = [
+                unroll(
+                    cell,
+                    x,
+                    cell_state,
+                    lengths=lengths,
+                    resets=resets,
+                    reverse=reverse,
+                    return_states=return_states,
+                    backend=backend,
+                )
+                for cell, cell_state, reverse in self._directions(k, layer_state)
+            ]
+            if self.bidirectional:
+                x = MERGES[self.merge](runs[0][0], runs[1][0])
+                finals.append((runs[0][1], runs[1][1]))
+                all_states.append(tuple(run[2:] for run in runs))
+            else:
+                x = runs[0][0]
+                finals.append(runs[0][1])
+                all_states.append(runs[0][2:])
+        if not return_states:
+            return x, tuple(finals)
+        if self.bidirectional:
+            return x, tuple(finals), tuple((one[0], other[0]) for one, other in all_states)
+        return x, tuple(finals), tuple(states[0] for states in all_states)
+
+    def initial_state(self, batch_size: int) -> tuple[Any, ...]:
+        """The state before the first step."""
+        layers = []
+        for k in range(self.num_layers):
+            states = [cell.initial_state(batch_size) for cell, _, _ in self._directions(k, None)]
+            layers.append(tuple(states) if self.bidirectional else states[0])
+        return tuple(layers)
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, tuple[Any, ...]]:
+        """One step of all layers, for streaming: ``x (B, I) -> (y (B, O), state)``.
+
+        Raises:
+            ValueError: with two directions, as the backward one begins at an end not seen yet.
+        """
+        if self.bidirectional:
+            raise ValueError("a bidirectional network cannot stream: its backward half begins at the end")
+        self._check_layers(state)
+        finals = []
+        for k, cell in enumerate(self.forward_cells):
+            if k and self.dropout:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+            x, final = cell(x, None if state is None else state[k])
+            finals.append(final)
+        return x, tuple(finals)
+
+    def _directions(self, k: int, state: Any) -> list[tuple[Cell, Any, bool]]:
+        forward = cast(Cell, self.forward_cells[k])
+        if not self.bidirectional:
+            return [(forward, state, False)]
+        one, other = (None, None) if state is None else state
+        return [(forward, one, False), (cast(Cell, self.backward_cells[k]), other, True)]
+
+    def _check_layers(self, state: Any) -> None:
+        if state is not None and len(state) != self.num_layers:
+            raise ValueError(f"the state of {len(state)} layers is given to a network of {self.num_layers}")
+
+    def extra_repr(self) -> str:
+        return f"merge={self.merge!r}, dropout={self.dropout}" if self.bidirectional else f"dropout={self.dropout}"
