@@ -4,7 +4,7 @@ Write a recurrence once, as its paper does; everything else (running it through 
 inside, using it for a job) is derived from that one place.
 """
 
-from throughtime import cells, layers
+from throughtime import cells, layers, nn
 from throughtime.cells import Cell
 from throughtime.engine import Plan, SlowPathWarning, explain, unroll
 from throughtime.errors import UserError
@@ -21,5 +21,6 @@ __all__ = [
     "cells",
     "explain",
     "layers",
+    "nn",
     "unroll",
 ]

@@ -67,6 +67,9 @@ def unroll(
         ValueError: an argument's shape or type does not fit, or the backend cannot take the cell.
     """
     if parameters is not None:
+        unknown = set(parameters) - {name for name, _ in cell.named_parameters(remove_duplicate=False)}
+        if unknown:
+            raise ValueError(f"{type(cell).__name__} has no parameters named {', '.join(sorted(unknown))}")
         stand_ins = {f"cell.{name}": value for name, value in parameters.items()}
         options = {
             "lengths": lengths,
