@@ -1,0 +1,144 @@
+"""What stands where in the folder of a run.
+
+::
+
+    RUN/config.json         what was trained: the job and its settings (`begin_run`, `load_config`)
+    RUN/model.safetensors   the weights to use: the best by validation, or the last (`save_model`, `load_model`)
+    RUN/metrics.jsonl       one JSON object a line, as the run went
+    RUN/checkpoint/         all that is needed to go on (`throughtime.learning.checkpoint`)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from throughtime.errors import UserError
+from throughtime.learning.processes import first_process
+from throughtime.learning.storage import full_disk_told, json_bytes, read_json, read_tensors, tensor_bytes, write_file
+
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint"
+
+
+class Config(NamedTuple):
+    """What a run folder says of itself."""
+
+    job: str  # "language", ...
+    settings: dict[str, Any]  # whatever the job needs to build its model again; plain JSON
+
+
+def begin_run(run: Path, job: str, settings: dict[str, Any], *, resume: bool = False) -> None:
+    """Makes the folder of a run, or, with ``resume``, finds it to be the same run.
+
+    Only the first of several processes writes.
+
+    Raises:
+        UserError: there is a run already and ``resume`` is not asked for; there is another run to resume; the folder
+            cannot be written.
+    """
+    if not first_process():
+        return
+    refuse_overwriting(run, resume)
+    if resume and (run / CONFIG).exists():
+        before = load_config(run)
+        if before.job != job:
+            raise UserError(f"{run} holds a run of {before.job!r}, not of {job!r}; name another folder")
+        if before.settings.keys() == settings.keys():
+            for name, value in _plain(settings).items():
+                if before.settings[name] != value:
+                    was = before.settings[name]
+                    raise UserError(
+                        f"{run} was begun with {name} {_short(was)}, not {_short(value)}; go on with the same, or "
+                        "name another folder"
+                    )
+            return
+        changed = sorted(before.settings.keys() ^ settings.keys())[0]
+        raise UserError(f"{run} was begun with other settings ({changed}); name another folder")
+    with full_disk_told(run / CONFIG):
+        run.mkdir(parents=True, exist_ok=True)
+        write_file(run / CONFIG, json_bytes("run", {"job": job, "settings": settings}))
+
+
+def refuse_overwriting(run: Path, resume: bool) -> None:
+    """Nothing that was trained is ever overwritten unasked.
+
+    Raises:
+        UserError: there is a run in the folder and ``resume`` is not asked for; or there is a file of that name.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; name a folder for the run")
+    if resume:
+        return
+    for name in (MODEL, CHECKPOINT):
+        if (run / name).exists():
+            raise UserError(f"{run} holds a run already; go on with it by --resume, or name another folder")
+
+
+def load_config(run: Path) -> Config:
+    """What the run is.
+
+    Raises:
+        UserError: the folder or its config.json is missing, cut short, altered or newer.
+    """
+    if not run.exists():
+        raise UserError(f"{run} does not exist; name the folder of a run")
+    if run.is_dir() and not (run / CONFIG).exists():
+        raise UserError(f"{run} is not the folder of a run: it has no {CONFIG}")
+    content = read_json(run / CONFIG, "run")
+    return Config(content["job"], content["settings"])
+
+
+def save_model(run: Path, model: nn.Module) -> None:
+    """Writes the weights, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written; what stood there still stands.
+    """
+    with full_disk_told(run / MODEL):
+        run.mkdir(parents=True, exist_ok=True)
+        write_file(run / MODEL, tensor_bytes("model", model.state_dict()))
+
+
+def load_model(run: Path, model: nn.Module) -> None:
+    """Puts the run's weights into a model built as its settings say.
+
+    Raises:
+        UserError: the weights are missing, cut short, altered, newer, or of another model.
+    """
+    if run.is_dir() and not (run / MODEL).exists():
+        raise UserError(f"{run} has no {MODEL} yet: its training saved nothing so far; go on with it by --resume")
+    fill(model, read_tensors(run / MODEL, "model"), run / MODEL)
+
+
+def fill(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Puts weights into a model of the same names and shapes.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if wanted != found:
+        differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        name = differing[0]
+        raise UserError(
+            f"{path} holds the weights of another model: {name} is {found.get(name, 'absent')} there and "
+            f"{wanted.get(name, 'absent')} here"
+        )
+    model.load_state_dict(weights)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    import json
+
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
