@@ -47,6 +47,8 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
     if lengths is None:
         return None
     lengths = torch.as_tensor(lengths, device=x.device)
+    if lengths.numel() == 0:
+        lengths = lengths.long()  # an empty list has no type of its own
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise ValueError(f"lengths must be whole numbers, not {lengths.dtype}")
     if lengths.shape != x.shape[:1]:

@@ -94,6 +94,8 @@ def unroll(
     if turn is not None:
         x = turn(x)
         resets = None if resets is None else turn.resets(resets)
+    if real is not None and resets is not None:
+        resets = resets & real  # the final state is that of the last real step, whatever the padding holds
 
     sequence = Sequence(x, state, initial, cell.noise(x.shape[0], x.shape[1]), lengths, resets)
     plan = explain(cell, backend)
