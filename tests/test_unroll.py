@@ -110,7 +110,7 @@ def test_resets_give_what_separate_documents_give(name, reverse):
     resets = torch.zeros(1, 7, dtype=torch.bool)
     resets[0, [2, 3]] = True
     y, final = tt.unroll(cell, x, state, resets=resets, reverse=reverse)
-    spans = list(zip(borders, borders[1:], strict=False))
+    spans = list(pairwise(borders))
     for k, (start, end) in enumerate(spans):
         seen_first = k == (len(spans) - 1 if reverse else 0)
         y1, final1 = tt.unroll(cell, x[:, start:end], state if seen_first else None, reverse=reverse)
