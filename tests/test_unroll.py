@@ -1,5 +1,7 @@
 """Identities that any way of running a cell through time has to keep."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
