@@ -28,15 +28,20 @@ def _rmsprop(groups: list[dict[str, Any]], training: Training) -> torch.optim.Op
 
 
 def _sgd(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=training.rate, momentum=training.momentum, fused=True)
+    return torch.optim.SGD(groups, lr=training.rate, momentum=training.momentum, fused=_fused(training))
 
 
 def _adam(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=training.rate, betas=(training.beta1, training.beta2), fused=True)
+    return torch.optim.Adam(groups, lr=training.rate, betas=(training.beta1, training.beta2), fused=_fused(training))
 
 
 def _adamw(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=training.rate, betas=(training.beta1, training.beta2), fused=True)
+    return torch.optim.AdamW(groups, lr=training.rate, betas=(training.beta1, training.beta2), fused=_fused(training))
+
+
+def _fused(training: Training) -> bool:
+    """One kernel for the whole update; not where gradients are unscaled before they are clipped."""
+    return training.precision != "16-mixed"
 
 
 OPTIMIZERS: dict[str, Way] = {

@@ -10,10 +10,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from throughtime.errors import UserError
 from throughtime.learning.processes import first_process
@@ -99,9 +101,14 @@ def save_model(run: Path, model: nn.Module) -> None:
     Raises:
         UserError: the folder cannot be written; what stood there still stands.
     """
+    save_weights(run, model.state_dict())
+
+
+def save_weights(run: Path, weights: Mapping[str, Tensor]) -> None:
+    """The same for weights that stand in no model at the moment."""
     with full_disk_told(run / MODEL):
         run.mkdir(parents=True, exist_ok=True)
-        write_file(run / MODEL, tensor_bytes("model", model.state_dict()))
+        write_file(run / MODEL, tensor_bytes("model", weights))
 
 
 def load_model(run: Path, model: nn.Module) -> None:
@@ -134,8 +141,7 @@ def fill(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    import json
-
+    """The settings as they come back from JSON: tuples as lists."""
     return dict(json.loads(json.dumps(settings)))
 
 

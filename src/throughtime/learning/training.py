@@ -13,8 +13,9 @@ from throughtime.learning.schedules import SCHEDULES
 
 BOUNDS = ("steps", "epochs", "minutes")
 KEEPS = ("best", "last")
+DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
-MAY_CHANGE = (*BOUNDS, "checkpoint_every", "log_every")  # on resuming, without making it another run
+MAY_NOT_CHANGE = ("optimizer", "keep", "precision", "seed")  # on resuming: it would be another run
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -68,6 +69,7 @@ class Training:
     checkpoint_every: int | None = _setting(None, "Steps between checkpoints; by default about every 30 seconds.")
     log_every: int | None = _setting(None, "Steps between lines of metrics.jsonl; by default about every second.")
 
+    device: str = _setting("auto", f"Where to compute: {', '.join(DEVICES)}.")
     precision: str = _setting("32-true", f"Numbers to compute with: {', '.join(PRECISIONS)}.")
     seed: int = _setting(1, "Seed of everything drawn at random.")
     deterministic: bool = _setting(False, "Refuse operations whose results vary from run to run.")
@@ -80,11 +82,12 @@ class Training:
         for name, names in (
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
+            ("device", DEVICES),
             ("precision", PRECISIONS),
             ("keep", KEEPS),
         ):
             if getattr(self, name) not in names:
-                raise UserError(f"{_spelled(name)} must be one of {', '.join(names)}, not {getattr(self, name)!r}")
+                raise UserError(f"{spelled(name)} must be one of {', '.join(names)}, not {getattr(self, name)!r}")
         for name, low, low_open, high in _RANGES:
             value = getattr(self, name)
             if value is None:
@@ -92,7 +95,7 @@ class Training:
             if not (low < value if low_open else low <= value) or not value < high:
                 sign = "above" if low_open else "at least"
                 below = "" if high == float("inf") else f" and below {high:g}"
-                raise UserError(f"{_spelled(name)} must be {sign} {low:g}{below}, not {value:g}")
+                raise UserError(f"{spelled(name)} must be {sign} {low:g}{below}, not {value:g}")
 
     @property
     def rate(self) -> float:
@@ -151,5 +154,6 @@ _RANGES = (  # name, low, whether low itself is out, high (out)
 )
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """A setting's name in words."""
     return name.replace("_", " ")
