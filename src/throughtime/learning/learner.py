@@ -21,7 +21,7 @@ class Taken(NamedTuple):
     """What a step gives, the same in all processes. Scalars stay on the device, so that nothing waits for them."""
 
     loss: Tensor  # the sum over the items of all processes
-    count: int
+    items: int
     norm: Tensor  # of the gradient before it is clipped
     elapsed: float  # the first process's clock
     signal: int  # a signal that reached any process, or 0
@@ -41,7 +41,7 @@ class Learner:
         self.fabric = fabric
         self.model = fabric.to_device(fabric.strategy.precision.convert_module(problem.model))
         self.optimizer = make_optimizer(self.model, training)
-        self._steps = fabric.setup_optimizers(self.optimizer)
+        self._stepper: Any = fabric.setup_optimizers(self.optimizer)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.share_weights()
 
@@ -92,7 +92,7 @@ class Learner:
             clip_by_norm(gradients, norm, self.training.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._steps.step()
+        self._stepper.step()
         return norm
 
     def forget_gradients(self) -> None:
@@ -102,17 +102,16 @@ class Learner:
     def _together(self, total: Tensor, count: int, elapsed: float, signal: int) -> tuple[Tensor, int, float, int]:
         """Adds up the processes' gradients by their counts, and what else they have to agree on."""
         first = self.fabric.global_rank == 0
-        own = [float(count), elapsed if first else 0.0, float(signal), *(p.grad is not None for p in self._parameters)]
-        word = torch.tensor(own, dtype=torch.float64, device=self.fabric.device)
+        said = [float(count), elapsed if first else 0.0, float(signal), *(p.grad is not None for p in self._parameters)]
+        word = torch.tensor(said, dtype=torch.float64, device=self.fabric.device)
         word = torch.cat([total.double().reshape(1), word])
         torch.distributed.all_reduce(word)
         total = word[0]
         items, elapsed, signals, *present = word[1:].tolist()
         learning = [p for p, there in zip(self._parameters, present, strict=True) if there]
         if learning:
-            flat = torch.cat(
-                [torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in learning]
-            )
+            own = (torch.zeros_like(p) if p.grad is None else p.grad for p in learning)
+            flat = torch.cat([gradient.reshape(-1) for gradient in own])
             flat *= count / max(items, 1.0)
             torch.distributed.all_reduce(flat)
             for p, gradient in zip(learning, flat.split([p.numel() for p in learning]), strict=True):

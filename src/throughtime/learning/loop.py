@@ -43,7 +43,7 @@ from throughtime.learning.randomness import (
     restore_random_state,
     seed_all,
 )
-from throughtime.learning.run_folder import CHECKPOINT, METRICS, fill, refuse_overwriting, save_weights
+from throughtime.learning.run_folder import CHECKPOINT, METRICS, MODEL, fill, refuse_overwriting, save_weights
 from throughtime.learning.schedules import rate_at
 from throughtime.learning.storage import full_disk_told, tensor_bytes
 from throughtime.learning.training import BOUNDS, MAY_NOT_CHANGE, Training, spelled
@@ -202,8 +202,8 @@ class _Run:
         else:
             standing.seconds = self._seconds()
         self.step_takes = self._seconds() - began
-        standing.items += taken.count
-        standing.items_since += taken.count
+        standing.items += taken.items
+        standing.items_since += taken.items
         if self.on_cpu:
             self.loss_since += float(taken.loss)
             self.norm_since += float(taken.norm)
@@ -373,7 +373,8 @@ class _Run:
         about, tensors = snapshot.about, snapshot.tensors
         if about["processes"] != self.fabric.world_size:
             raise UserError(
-                f"{self.out} was begun with {about['processes']} processes, not {self.fabric.world_size}; go on with as many"
+                f"{self.out} was begun with {about['processes']} processes, not {self.fabric.world_size}; "
+                "go on with as many"
             )
         before, now = about["training"], self.training.to_json()
         for name in MAY_NOT_CHANGE:
@@ -403,16 +404,18 @@ class _Run:
 
     def _finish(self) -> Result:
         standing = self.standing
+        best = self.training.keep == "best" and bool(standing.best_validation)
+        validation = standing.best_validation if best else standing.validation
+        step = standing.best_step if best else standing.step
         if self.first:
             save_weights(self.out, self._kept())
             if self.best is not None:
                 self.model.load_state_dict(self.best)
+            self.teller.close()
+            self.teller.finished(standing.step, standing.seconds, validation, step, self.out / MODEL)
         self.learner.share_weights()
         self.learner.forget_gradients()
         self.model.eval()
-        best = self.training.keep == "best" and bool(standing.best_validation)
-        validation = standing.best_validation if best else standing.validation
-        step = standing.best_step if best else standing.step
         return Result(standing.step, standing.seconds, standing.stopped, validation, step)
 
     # Telling

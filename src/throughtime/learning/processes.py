@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -45,7 +45,7 @@ def make_fabric(training: Training) -> Fabric:
         devices=int(os.environ["LOCAL_WORLD_SIZE"]) if several else 1,
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")) if several else 1,
         strategy="ddp" if several else "auto",
-        precision=training.precision,
+        precision=cast(Any, training.precision),
     )
     fabric.launch()
     return fabric

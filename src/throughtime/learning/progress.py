@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 _LIVE_SECONDS = 0.5  # between looks at a terminal
 _LINE_SECONDS = 15.0  # between plain lines
+_VALIDATION_SECONDS = 1.0  # between plain lines that tell of a validation
 _BAR = 1000
 
 
@@ -63,9 +65,16 @@ class Teller:
     def validated(self, record: Mapping[str, Any], share: float, left: float | None) -> None:
         """A line that stays, also above a bar."""
         if self._progress is None:
-            self.word(record, share, left)
+            if time.monotonic() - self._last >= _VALIDATION_SECONDS:
+                self.word(record, share, left)
         else:
             self.line(describe(record, self.items))
+
+    def finished(self, steps: int, seconds: float, validation: Mapping[str, float], step: int, model: Path) -> None:
+        """The last line."""
+        measures = ", ".join(f"validation {name} {value:.4f}" for name, value in validation.items())
+        kept = f"; kept the weights of step {step:,}: {measures}" if measures else ""
+        self.line(f"{steps:,} steps in {_span(seconds)}{kept}; the model is {model}")
 
     def line(self, text: str) -> None:
         """A line that stays."""
