@@ -18,6 +18,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from throughtime.cli.failing import Frame
 from throughtime.errors import UserError
 
 
@@ -46,11 +47,14 @@ class OnRun(TyperGroup):
         return ["RUN", "[OPTIONS]"]
 
 
-_OPTIONS: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": "rich"}
-_OPTIONS["pretty_exceptions_enable"] = False
+_OPTIONS: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+}
 
+root = typer.Typer(cls=Frame, name="throughtime", **_OPTIONS)  # commands that are no job: cells, demo
 train = typer.Typer(help="Train a model; each job has its own options.", **_OPTIONS)
-evaluate = typer.Typer(cls=OnRun, help="Measure a trained model on data: throughtime evaluate RUN ...", **_OPTIONS)
-generate = typer.Typer(cls=OnRun, help="Let a trained model write: throughtime generate RUN ...", **_OPTIONS)
-predict = typer.Typer(cls=OnRun, help="Apply a trained model to data: throughtime predict RUN ...", **_OPTIONS)
-root = typer.Typer(**_OPTIONS)  # for commands that are no job of their own: cells, demo
+evaluate = typer.Typer(cls=OnRun, help="Measure a trained model on data.", **_OPTIONS)
+generate = typer.Typer(cls=OnRun, help="Let a trained model write.", **_OPTIONS)
+predict = typer.Typer(cls=OnRun, help="Apply a trained model to data.", **_OPTIONS)
