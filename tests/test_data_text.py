@@ -97,6 +97,7 @@ def test_files_of_a_folder_are_documents_in_the_order_of_their_names(tmp_path: P
     source = TextSource(tmp_path, glob="**/*.py")
     assert source.apart
     assert documents(source) == ["a.py", "b.py", "deep/c.py"]
+    assert documents(TextSource(tmp_path, exclude="deep,*.txt")) == ["a.py", "b.py"]
     with pytest.raises(UserError, match=r"no file fits the glob '\*\.md'"):
         list(TextSource(tmp_path, glob="*.md").pieces())
 

@@ -23,6 +23,7 @@ class Window(NamedTuple):
     targets: Tensor  # (B, T), each the unit after its input
     resets: Tensor | None  # (B, T) bool: a document, or the text, begins here; None where none does
     first: bool  # no state is carried into it
+    counted: int  # targets that are
 
 
 class Streams:
@@ -77,7 +78,7 @@ class Streams:
         resets = starts[:, :-1]
         if self.numbers.documents:
             resets = resets | (inputs == DOCUMENT)
-        return Window(inputs, targets, resets if bool(resets.any()) else None, k == 0)
+        return _window(inputs, targets, resets, k == 0)
 
     def _offset(self, epoch: int) -> int:
         if not self.shift:
@@ -110,4 +111,8 @@ def side_by_side(numbers: Numbers, streams: int, window: int, warm_up: int) -> I
         resets = torch.from_numpy((at == 0) & (ends - steps < 0)[:, None])
         if numbers.documents:
             resets = resets | (inputs == DOCUMENT)
-        yield Window(inputs, following.masked_fill(~counted, IGNORED), resets if bool(resets.any()) else None, k == 0)
+        yield _window(inputs, following.masked_fill(~counted, IGNORED), resets, k == 0)
+
+
+def _window(inputs: Tensor, targets: Tensor, resets: Tensor, first: bool) -> Window:
+    return Window(inputs, targets, resets if bool(resets.any()) else None, first, int((targets != IGNORED).sum()))

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class TextSource:
     Args:
         path: a file or a folder.
         glob: which files of a folder; those whose name, or a folder's on the way, begins with a dot are left out.
+        exclude: names, comma-separated, of files or folders within it that are left out; * and ? stand for anything.
         separator: what stands between two documents; it belongs to neither.
         field: the files are JSON lines, one document each, under this name: a string, or a list of lines.
         documents: a plain file is a document too (what a model of documents is evaluated on).
@@ -44,6 +46,7 @@ class TextSource:
 
     path: Path
     glob: str = "**/*"
+    exclude: str = ""
     separator: str | None = None
     field: str | None = None
     documents: bool = False
@@ -66,15 +69,16 @@ class TextSource:
         if not self.path.is_dir():
             return [self.path]
         try:
-            found = sorted(path for path in self.path.glob(self.glob) if path.is_file() and not self._hidden(path))
+            found = sorted(path for path in self.path.glob(self.glob) if path.is_file() and not self._left_out(path))
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"glob {self.glob!r} does not work: {error}") from error
         if not found:
-            raise UserError(f"{self.path}: no file fits the glob {self.glob!r}")
+            raise UserError(f"{self.path}: no file fits the glob {self.glob!r}; give another with --glob")
         return found
 
-    def _hidden(self, path: Path) -> bool:
-        return any(part.startswith(".") for part in path.relative_to(self.path).parts)
+    def _left_out(self, path: Path) -> bool:
+        patterns = [".*", *filter(None, self.exclude.split(","))]
+        return any(fnmatchcase(part, pattern) for part in path.relative_to(self.path).parts for pattern in patterns)
 
     def pieces(self) -> Iterator[Piece]:
         """The text in pieces of bounded size; empty documents are left out."""

@@ -1,0 +1,1 @@
+"""Jobs done end to end: data, model, loss, metric, decoding."""

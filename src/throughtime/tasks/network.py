@@ -1,0 +1,73 @@
+"""A recurrent network from numbers to the chances of the next one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from throughtime.cells.catalogue import cell_named
+from throughtime.layers import Recurrent
+
+
+class NextUnit(nn.Module):
+    """Embedding, layers of a cell, and an output layer over the vocabulary.
+
+    >>> import torch
+    >>> network = NextUnit(11, cell="gru", hidden=5, embedding=3)
+    >>> logits, state = network(torch.zeros(2, 7, dtype=torch.long))
+    >>> logits.shape
+    torch.Size([2, 7, 11])
+
+    Args:
+        size: units in the vocabulary V.
+        cell: a name of the catalogue.
+        hidden: units of each layer.
+        layers: of the cell.
+        embedding: features of an embedded unit.
+        dropout: the chance of an output of a layer to be dropped, in training.
+        embedding_dropout: that of a feature of an embedded unit.
+        tied: the output layer's weights are the embedding's (Press & Wolf 2017). Where the layers' output has another
+            size than the embedding, a linear map stands between.
+
+    Raises:
+        ValueError: the cell is unknown, or a size or chance out of range.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        cell: str = "lstm",
+        hidden: int,
+        layers: int = 1,
+        embedding: int,
+        dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
+        tied: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size, embedding)
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.recurrent = Recurrent(cell_named(cell), embedding, hidden, layers, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        width = self.recurrent.output_size
+        self.between = nn.Linear(width, embedding) if tied and width != embedding else nn.Identity()
+        self.output = nn.Linear(embedding if tied else width, size)
+        if tied:
+            nn.init.normal_(self.embedding.weight, std=embedding**-0.5)  # sound as weights of an output layer
+            self.output.weight = self.embedding.weight
+
+    def forward(self, numbers: Tensor, state: Any = None, resets: Tensor | None = None) -> tuple[Tensor, Any]:
+        """``numbers (B, T) -> (logits (B, T, V), state)``; ``resets`` as `throughtime.unroll` has them."""
+        x = self.embedding_dropout(self.embedding(numbers))  # (B, T, E)
+        y, state = self.recurrent(x, state, resets=resets)
+        return self._logits(y), state
+
+    def step(self, numbers: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One step: ``numbers (B,) -> (logits (B, V), state)``."""
+        y, state = self.recurrent.step(self.embedding_dropout(self.embedding(numbers)), state)
+        return self._logits(y), state
+
+    def _logits(self, y: Tensor) -> Tensor:
+        return self.output(self.between(self.dropout(y)))
