@@ -100,11 +100,9 @@ def generate_language(
     run: _RUN,
     *,
     prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "",
-    length: Annotated[
-        int | None, typer.Option(help=f"Units to write; {LENGTH} by default.", show_default=False)
-    ] = None,
+    length: Annotated[int | None, typer.Option(help=f"Units to write; {LENGTH} by default.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Below 1 the likely grows likelier; 0.8 by default.", show_default=False)
+        float | None, typer.Option(help="Below 1 the likely grows likelier; 0.8 by default.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest units only.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the fewest units whose chances sum to p.")] = None,

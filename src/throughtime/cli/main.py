@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 import throughtime
-from throughtime.cli import cells
+from throughtime.cli import cells, language
 from throughtime.cli.app import evaluate, generate, predict, root, train
 
-COMMANDS = (cells,)  # modules that bring commands; a job's module brings `train JOB` and what a run of it knows
+COMMANDS = (cells, language)  # modules that bring commands; a job's module brings `train JOB` and what a run of it knows
 
 for name, group in {"train": train, "evaluate": evaluate, "generate": generate, "predict": predict}.items():
     if group.registered_commands:
