@@ -162,6 +162,51 @@ def test_arguments_by_position():
     assert tt.nn.LSTM(*arguments, 2, "meta", torch.float64).weight_hr_l1_reverse.is_meta
 
 
+# single steps
+
+
+@settings(max_examples=100)
+@given(
+    st.sampled_from(KINDS), st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 2**32), st.data()
+)
+def test_single_steps_are_torchs(kind, bias, with_state, single, relu, seed, data):
+    options = {"nonlinearity": "relu"} if relu and kind == "RNN" else {}
+    mine, theirs = twins(kind + "Cell", 3, 5, seed=seed, bias=bias, **options)
+    assert mine.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in mine.state_dict().items())
+    assert repr(mine) == repr(theirs)
+    lead = () if single else (data.draw(st.integers(1, 4)),)
+    x = torch.randn(*lead, 3, dtype=torch.float64, requires_grad=True)
+    hx = tuple(torch.randn(*lead, 5, dtype=torch.float64, requires_grad=True) for _ in range(1 + (kind == "LSTM")))
+    given = None if not with_state else hx if kind == "LSTM" else hx[0]
+    results = [leaves(module(x, given)) for module in (mine, theirs)]
+    close(*results)
+    weights = [torch.randn_like(field) for field in results[0]]
+    gradients = [
+        torch.autograd.grad(
+            sum((weight * field).sum() for weight, field in zip(weights, fields, strict=True)),
+            [x, *(hx if with_state else ()), *module.parameters()],
+        )
+        for module, fields in zip((mine, theirs), results, strict=True)
+    ]
+    close(*gradients)
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("x", "h"), [((2, 4), None), ((1, 1, 3), None), ((2, 3), (1, 5)), ((2, 3), (2, 4)), ((2, 3), (1, 2, 5))]
+)
+def test_single_steps_refuse_what_torchs_refuse(kind, x, h):
+    mine, theirs = twins(kind + "Cell", 3, 5)
+    x = torch.zeros(x, dtype=torch.float64)
+    hx = None if h is None else torch.zeros(h, dtype=torch.float64)
+    hx = (hx, hx) if kind == "LSTM" and hx is not None else hx
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        theirs(x, hx)
+    with pytest.raises(type(raised.value)):
+        mine(x, hx)
+
+
 # dropout
 
 

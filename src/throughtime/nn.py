@@ -1,4 +1,4 @@
-"""`RNN`, `LSTM` and `GRU` as in torch.nn, run by the cells of `throughtime.cells`.
+"""`RNN`, `LSTM`, `GRU` and their single steps as in torch.nn, run by the cells of `throughtime.cells`.
 
 A module of the same name in torch.nn can be replaced by one of these, in code or by its state_dict: constructor,
 parameters and their names, initial values, results and gradients are torch's. The equations are not written here a
@@ -9,7 +9,7 @@ Shapes follow torch.nn and so are time first, (T, B, I), unless ``batch_first``.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,11 @@ from throughtime import cells
 from throughtime.cells import Cell
 from throughtime.engine import unroll
 
-__all__ = ["GRU", "LSTM", "RNN"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 
 class _Layers(nn.RNNBase):
     """What the three share. From `torch.nn.RNNBase` come the parameters, their initial values and the checks."""
-
-    two_biases: ClassVar[bool] = False  # whether the cell tells torch's two biases apart; else they are added up
 
     def __init__(self, mode: str, input_size: int, hidden_size: int, num_layers: int, **options: Any) -> None:
         super().__init__(mode, input_size, hidden_size, num_layers, **options)
@@ -110,16 +108,9 @@ class _Layers(nn.RNNBase):
 
     def _weights(self, place: str) -> dict[str, Tensor]:
         """The parameters of one layer and direction, under the names that its cell gives them."""
-        weights = {
-            "input.weight": getattr(self, f"weight_ih_{place}"),
-            "recurrent.weight": getattr(self, f"weight_hh_{place}"),
-        }
-        if self.bias:
-            input_bias, recurrent_bias = getattr(self, f"bias_ih_{place}"), getattr(self, f"bias_hh_{place}")
-            if self.two_biases:
-                weights |= {"input.bias": input_bias, "recurrent.bias": recurrent_bias}
-            else:
-                weights["input.bias"] = input_bias + recurrent_bias
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        tensors: list[Any] = [getattr(self, f"{name}_{place}", None) for name in names]
+        weights = cell_parameters(self._cells[0], *tensors)
         if self.proj_size:
             weights["projection.weight"] = getattr(self, f"weight_hr_{place}")
         return weights
@@ -266,8 +257,6 @@ class GRU(_Layers):
     The arguments are those of `LSTM`, without ``proj_size``.
     """
 
-    two_biases = True  # the reset gate multiplies the recurrent one
-
     def __init__(
         self,
         input_size: int,
@@ -295,6 +284,96 @@ class GRU(_Layers):
 
     def _cell(self, input_size: int) -> Cell:
         return cells.GRU(input_size, self.hidden_size)
+
+
+class _Step(nn.RNNCellBase):
+    """What the three single steps share. Constructor and parameters come from torch's class of the same name."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        with torch.device("meta"):
+            cell = self._cell()
+        if not self.bias:
+            without_bias(cell)
+        self._cells = (cell,)  # a tuple for the reason that `_Layers` has
+
+    def _cell(self) -> Cell:
+        raise NotImplementedError
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """One step, as in torch.nn: input (B, I) or (I,), the state (B, H) or (H,), for the LSTM a pair (h, c).
+
+        Raises:
+            ValueError: the input or the state is not of one or two dimensions.
+            RuntimeError: the features, the batch or the hidden size do not fit.
+        """
+        name, single = type(self).__name__, input.dim() == 1
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        x = input[None] if single else input
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(f"{name}: input has {x.shape[1]} features, expected {self.input_size}")
+        weights = cell_parameters(self._cells[0], self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        cell = filled(self._cells[0], weights)
+        if hx is None:
+            state = cell.initial_state(x.shape[0])
+        else:
+            fields = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+            for field in fields:
+                if field.dim() not in (1, 2):
+                    raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {field.dim()}D instead")
+            state = cell.State(*(field[None] if single else field for field in fields))
+            for field in state:
+                if field.shape != (x.shape[0], self.hidden_size):
+                    expected = (x.shape[0], self.hidden_size)
+                    raise RuntimeError(f"{name}: Expected hidden size {expected}, got {list(field.shape)}")
+        _, new = cell.step(x, state)
+        fields = tuple(field[0] for field in new) if single else tuple(new)
+        return fields if len(fields) > 1 else fields[0]
+
+
+class RNNCell(_Step, nn.RNNCell):
+    """One step of `throughtime.cells.Elman`, in place of `torch.nn.RNNCell`."""
+
+    def _cell(self) -> Cell:
+        return cells.Elman(self.input_size, self.hidden_size, activation=self.nonlinearity)
+
+
+class LSTMCell(_Step, nn.LSTMCell):
+    """One step of `throughtime.cells.LSTM`, in place of `torch.nn.LSTMCell`."""
+
+    def _cell(self) -> Cell:
+        return cells.LSTM(self.input_size, self.hidden_size)
+
+
+class GRUCell(_Step, nn.GRUCell):
+    """One step of `throughtime.cells.GRU`, in place of `torch.nn.GRUCell`.
+
+    >>> step, h = GRUCell(3, 5), torch.zeros(2, 5)
+    >>> for x in torch.randn(7, 2, 3):
+    ...     h = step(x, h)
+    >>> h.shape
+    torch.Size([2, 5])
+    """
+
+    def _cell(self) -> Cell:
+        return cells.GRU(self.input_size, self.hidden_size)
+
+
+def cell_parameters(
+    cell: Cell, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> dict[str, Tensor]:
+    """torch's parameters under the names that the cell gives them.
+
+    Where the cell has one bias, torch's two are added up. The GRU has both: its reset gate multiplies the second.
+    """
+    parameters = {"input.weight": weight_ih, "recurrent.weight": weight_hh}
+    if bias_ih is not None and bias_hh is not None:
+        if any(name == "recurrent.bias" for name, _ in cell.named_parameters()):
+            parameters |= {"input.bias": bias_ih, "recurrent.bias": bias_hh}
+        else:
+            parameters["input.bias"] = bias_ih + bias_hh
+    return parameters
 
 
 def filled(module: Any, parameters: dict[str, Tensor], path: str = "") -> Any:
