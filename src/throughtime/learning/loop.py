@@ -192,16 +192,18 @@ class _Run:
 
     def _take_step(self) -> None:
         standing = self.standing
-        began = self._seconds()
+        before = standing.seconds
         self.rate = rate_at(self.cadence.position(standing), self.training, standing.plateau)
         self.learner.forget_gradients()
-        taken, self.carried = self.learner.step(standing.step, self.carried, self.rate, began, self.requests.signal)
+        taken, self.carried = self.learner.step(
+            standing.step, self.carried, self.rate, self._seconds(), self.requests.signal
+        )
         standing.step += 1
         if self.several:
             standing.seconds, self.requests.signal = taken.elapsed, taken.signal
         else:
             standing.seconds = self._seconds()
-        self.step_takes = self._seconds() - began
+        self.step_takes = standing.seconds - before
         standing.items += taken.items
         standing.items_since += taken.items
         if self.on_cpu:
@@ -272,7 +274,7 @@ class _Run:
     def _record(self, measures: Mapping[str, float]) -> dict[str, Any]:
         standing = self.standing
         steps = standing.step - standing.logged_step
-        passed = standing.seconds - standing.logged_seconds
+        passed = standing.seconds - standing.logged_seconds - (standing.validation_takes if measures else 0.0)
         norm = float(self.norm_since) / steps if steps else math.nan
         return {
             "step": standing.step,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,27 @@ class MetricsFile:
         self.path = path
         with full_disk_told(path):
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._lock()
             size = os.fstat(self._handle).st_size
             self.lost = max(0, position - size)  # bytes that the checkpoint saw and that are gone
             self.position = min(size, position)
             os.ftruncate(self._handle, self.position)
             if self.lost:
                 self._drop_broken_line()
+
+    def _lock(self) -> None:
+        """One process at a time trains in a folder; the system lets go of the lock however that process ends."""
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._handle)
+            raise UserError(
+                f"another process is training in {self.path.parent}; wait for it, stop it, or name another folder"
+            ) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line, whole or not at all.

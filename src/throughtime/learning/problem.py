@@ -34,7 +34,9 @@ class Problem(Protocol):
         ...
 
     def loss(self, batch: Any, state: Any) -> Loss:
-        """The loss of a batch, from the state that the step before left (None at first), already detached.
+        """The loss of a batch, from the state that the step before left (None at first).
+
+        The state comes back cut from the graph that made it, its tuples plain, so that a resumed run finds the same.
 
         Where a new stream begins (a new epoch, say) it is for the problem to leave the state out of account.
         """

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: the system refuses; the old file stands and nothing else is left behind.
     """
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    beside = path.with_name(f".{path.name}.writing")
     try:
         write_through(beside, content)
         os.replace(beside, path)
@@ -61,6 +60,8 @@ def write_through(path: Path, content: bytes) -> None:
 
 def sync_folder(path: Path) -> None:
     """Makes the names in a folder last."""
+    if os.name != "posix":
+        return  # elsewhere a folder cannot be opened, and names last by themselves
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -70,7 +71,7 @@ def sync_folder(path: Path) -> None:
 
 def json_bytes(kind: str, content: Any) -> bytes:
     """A JSON file of some kind ("run", "checkpoint")."""
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True, indent=1, allow_nan=True)
+    text = _canonical(json.loads(json.dumps(content)))
     about = {"throughtime": kind, "version": VERSION, "sha256": _digest(text.encode())}
     return (json.dumps(about)[:-1] + f', "content": {text}' + "}\n").encode()
 
@@ -89,7 +90,7 @@ def read_json(path: Path, kind: str) -> Any:
     if not isinstance(parsed, dict):
         raise UserError(f"{path} is damaged: it does not say what it is; {_ELSEWHERE}")
     _check(path, kind, parsed)
-    content = json.dumps(parsed.get("content"), ensure_ascii=False, sort_keys=True, indent=1, allow_nan=True)
+    content = _canonical(parsed.get("content"))
     if set(parsed) != {"throughtime", "version", "sha256", "content"} or parsed["sha256"] != _digest(content.encode()):
         raise UserError(f"{path} is damaged: its checksum does not match; {_ELSEWHERE}")
     return parsed["content"]
@@ -151,6 +152,11 @@ def _check(path: Path, kind: str, about: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} is of format version {version} and this throughtime reads up to {VERSION}; update throughtime"
         )
+
+
+def _canonical(content: Any) -> str:
+    """The one way to write a content down, so that its checksum can be taken again after reading."""
+    return json.dumps(content, ensure_ascii=False, sort_keys=True, indent=1)
 
 
 def _digest(content: bytes) -> str:
