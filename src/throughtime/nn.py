@@ -103,7 +103,7 @@ class _Layers(nn.RNNBase):
         elif single:
             output = x[0]
         elif not self.batch_first:
-            output = x.transpose(0, 1)
+            output = x.transpose(0, 1).contiguous()  # as torch's is, so that callers' view() works
         return output, state if len(state) > 1 else state[0]
 
     def _weights(self, place: str) -> dict[str, Tensor]:
@@ -401,7 +401,7 @@ def without_bias(cell: Cell) -> None:
 
 def pack_as(packed: PackedSequence, y: Tensor) -> PackedSequence:
     """``y`` (B, T, O) packed as ``packed`` is."""
-    lengths = (packed.batch_sizes[:, None] > torch.arange(y.shape[0])).sum(0)  # sorted, the longest first
+    lengths = (packed.batch_sizes[:, None] > torch.arange(y.shape[0], device="cpu")).sum(0)  # sorted, the longest first
     if packed.sorted_indices is not None:
         y = y.index_select(0, packed.sorted_indices)
     return packed._replace(data=pack_padded_sequence(y, lengths, batch_first=True).data)
