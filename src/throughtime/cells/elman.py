@@ -20,7 +20,8 @@ class Elman(Cell):
     With ``identity_init=True`` and ``activation="relu"`` it is the IRNN of Le, Jaitly & Hinton (2015): U starts
     as the identity and b as zero.
 
-    Departure: Elman's own network used the logistic function; tanh is the default here, as everywhere today.
+    Departures: Elman's own network used the logistic function; tanh is the default here, as everywhere today. The
+    IRNN's other weights start as those of any layer, where Le et al. draw them with a deviation of 0.001.
 
     >>> Elman(3, 5, activation="relu", identity_init=True).recurrent.weight.diagonal().sum()
     tensor(5., grad_fn=<SumBackward0>)

@@ -94,7 +94,8 @@ class LRU(LinearCell):
         \lambda &= \exp(-\exp(\nu) + i \exp(\theta)), \qquad \gamma = \sqrt{1 - |\lambda|^2} \\
         h_t &= \lambda \circ h_{t-1} + \gamma \circ (B x_t), \qquad y_t = \mathrm{Re}(C h_t) + D \circ x_t
 
-    The state h is complex (B, H). Departure: D is a full matrix where O differs from I.
+    The state h is complex (B, H). Departures: \gamma is always that of its \lambda, where the paper learns it from this
+    start; D is a full matrix, where the paper's is diagonal (its I is its O).
 
     Args:
         output_size: features O of y; H unless given.

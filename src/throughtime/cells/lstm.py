@@ -140,6 +140,8 @@ class CoupledLSTM(Cell):
         c_t &= (1 - \sigma(i)) \circ c_{t-1} + \sigma(i) \circ \tanh(g) \\
         h_t &= \sigma(o) \circ \tanh(c_t)
 
+    Departure: no peepholes, which Greff et al. keep in all their variants but one.
+
     Args:
         forget_bias: as 1 - \sigma(i) = \sigma(-i), the input gate's bias starts at minus this.
     """
