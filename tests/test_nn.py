@@ -425,3 +425,16 @@ def test_threads_may_share_one(kind):
     with ThreadPoolExecutor(4) as threads:
         for y, y1 in zip(threads.map(lambda x: mine(x)[0], inputs), expected, strict=True):
             close(y, y1)
+
+
+def test_it_compiles_into_one_graph():
+    mine, _ = twins("LSTM", 3, 5, bidirectional=True)
+    x, lengths = torch.randn(4, 3, 3, dtype=torch.float64), torch.tensor([4, 0, 2])
+    compiled = torch.compile(mine, fullgraph=True, backend="eager")  # of interest is the graph, not its kernels
+    y, state = compiled(x, lengths=lengths)
+    expected, state1 = mine(x, lengths=lengths)
+    close(y, expected)
+    close(leaves(state), leaves(state1))
+    weight = torch.randn_like(y)
+    both = [torch.autograd.grad((weight * out).sum(), list(mine.parameters())) for out in (y, expected)]
+    close(*both)
