@@ -20,6 +20,7 @@ class Sequence:
     noise: Any  # tensors (B, T, ...), nested in tuples, or None
     lengths: Tensor | None  # (B,)
     resets: Tensor | None  # (B, T) bool
+    reverse: bool = False
 
     @property
     def batch_size(self) -> int:

@@ -1,0 +1,153 @@
+"""A cell's kernels, compiled, and how they are called."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from throughtime.engine.cpu import threads
+from throughtime.engine.cpu.emit import Target
+from throughtime.engine.cpu.gemm import most_rows, panel_width
+from throughtime.engine.cpu.lower import Layout, Words, new_module, rounded, write_backward, write_forward
+from throughtime.engine.cpu.machine import assemble, target_for
+from throughtime.engine.cpu.program import Program
+
+REAL = {torch.float32: "float", torch.float64: "double"}
+BLOCK_BYTES = 256 * 1024  # of a thread's share of the second-level cache, for the products of a block of steps
+ROWS_TO_SHARE = 4  # with fewer sequences than this for each thread, threads share them and split the columns
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled kernels of a program."""
+
+    program: Program
+    target: Target
+    forward: int
+    forward_layout: Layout
+    backward: int
+    backward_layout: Layout | None
+    code: object  # owns the memory of the kernels
+
+
+def compile_program(program: Program, dtype: torch.dtype) -> Kernels:
+    target = target_for(REAL[dtype])
+    module = new_module(target)
+    forward_layout = write_forward(module, program)
+    backward_layout = write_backward(module, program) if program.backward else None
+    code = assemble(module.text())
+    backward = code.address("backward") if program.backward else 0
+    return Kernels(program, target, code.address("forward"), forward_layout, backward, backward_layout, code)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a batch is laid out in time: the real steps of each sequence, and the longest first."""
+
+    lengths: Tensor  # (B,) int64
+    order: Tensor  # (B,) int64
+    steps: int
+    reverse: bool
+
+
+@functools.lru_cache(maxsize=64)
+def equal_rows(batch: int, steps: int) -> tuple[Tensor, Tensor]:
+    return torch.full((batch,), steps, dtype=torch.int64), torch.arange(batch)
+
+
+def rows_of(batch: int, steps: int, lengths: Tensor | None, reverse: bool) -> Rows:
+    if lengths is None:
+        return Rows(*equal_rows(batch, steps), steps, reverse)
+    lengths = lengths.to(torch.int64).contiguous()
+    return Rows(lengths, torch.argsort(lengths, descending=True, stable=True), steps, reverse)
+
+
+Placed = tuple[int, int, int]  # address, distance of sequences, distance of steps
+
+
+def by_step(tensor: Tensor, column: int = 0, step: int = 0) -> Placed:
+    """A tensor (B, T, N) whose columns lie side by side, seen ``step`` steps on."""
+    address = tensor.data_ptr() + (column + step * tensor.stride(1)) * tensor.element_size()
+    return address, tensor.stride(0), tensor.stride(1)
+
+
+def by_sequence(tensor: Tensor) -> Placed:
+    """A tensor (B, N)."""
+    return tensor.data_ptr(), tensor.stride(0), 0
+
+
+def call(
+    kernel: int,
+    layout: Layout,
+    rows: Rows,
+    placed: dict[str, Placed],
+    vectors: list[Tensor],
+    matrices: list[Tensor],
+    gradients: list[Tensor],
+) -> None:
+    """Runs a kernel on as many threads as PyTorch has."""
+    batch, steps = rows.lengths.shape[0], rows.steps
+    hands = max(1, min(torch.get_num_threads(), 64)) if threads.threads_supported() else 1
+    shared = hands > 1 and batch < ROWS_TO_SHARE * hands
+    if shared and _little_work(layout, batch):
+        hands, shared = 1, False
+    capacity = batch if shared or hands == 1 else -(-batch // hands)
+    real_bytes = layout.target.bytes
+    block_row = max(1, capacity * layout.block_scratch * real_bytes)
+    block = max(1, min(steps, BLOCK_BYTES * (hands if shared else 1) // block_row, max(1, 1024 // max(1, capacity))))
+    panel = panel_width(layout.target)
+    panels = [_panels(matrices[m].shape, transposed, panel) for m, transposed in layout.packs]
+    # one hand may have to do the work of all: enough scratch for that too
+    per_row = layout.row_scratch + block * layout.block_scratch
+    scratch_size = max(batch, capacity * hands) * per_row + hands * layout.thread_scratch
+    like = matrices[0] if matrices else vectors[0] if vectors else None
+    dtype = torch.float32 if real_bytes == 4 else torch.float64
+    assert like is None or like.dtype == dtype
+    scratch = torch.empty(scratch_size + sum(panels) + 32, dtype=dtype)
+    base = (scratch.data_ptr() + 63) // 64 * 64
+
+    words = (ctypes.c_int64 * layout.words)()
+    words[Words.SHARED], words[Words.STEPS], words[Words.ROWS] = int(shared), steps, batch
+    words[Words.ORDER], words[Words.LENGTHS] = rows.order.data_ptr(), rows.lengths.data_ptr()
+    words[Words.BLOCK], words[Words.REVERSE] = block, int(rows.reverse)
+    words[Words.SCRATCH] = base
+    for name in layout.outside:
+        place = layout.outside_word(name)
+        words[place], words[place + 1], words[place + 2] = placed[name]
+    for k, vector in enumerate(vectors):
+        words[layout.vector_word(k)] = vector.data_ptr()
+    place = base + scratch_size * real_bytes
+    place = (place + 63) // 64 * 64
+    for pack, size in zip(layout.packs, panels, strict=True):
+        word = layout.pack_word(pack)
+        matrix = matrices[pack[0]]
+        words[word], words[word + 1], words[word + 2] = matrix.data_ptr(), matrix.stride(0), place
+        place += size * real_bytes
+    for k, gradient in enumerate(gradients):
+        words[layout.gradient_word(k)] = gradient.data_ptr()
+    threads.run(kernel, words, hands)
+
+
+def _panels(shape: torch.Size, transposed: bool, panel: int) -> int:
+    rows, columns = shape
+    depth, width = (rows, columns) if transposed else (columns, rows)
+    return depth * rounded(width, panel)
+
+
+def _little_work(layout: Layout, batch: int) -> bool:
+    """Whether a step is too little to be worth a meeting of threads."""
+    return batch * layout.row_scratch < 512
+
+
+def gradient_buffers(kernels: Kernels, dtype: torch.dtype) -> list[Tensor]:
+    """Zeros for each matrix gradient, padded to whole tiles."""
+    backward = kernels.program.backward
+    assert backward is not None
+    panel, tile = panel_width(kernels.target), most_rows(kernels.target)
+    return [
+        torch.zeros(rounded(g.width, tile), rounded(g.source_width, panel), dtype=dtype) for g in backward.matrices
+    ]

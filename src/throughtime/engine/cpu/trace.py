@@ -1,0 +1,481 @@
+"""From a cell's step to a graph: PyTorch runs the step once on tensors without data and writes down what it does."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._decomp import get_decompositions
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from throughtime.cells.cell import Cell
+from throughtime.engine.cpu.graph import Graph, Node
+
+aten = torch.ops.aten
+ROWS = 7  # sequences in the batch that is traced: any number that no cell would name
+
+
+class Untraceable(Exception):
+    """A step does what the graph has no word for; the text says what."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as a graph.
+
+    Inputs are named "x", "state.NAME" and "noise.K"; outputs are y and the new state's fields. ``prologue`` makes,
+    from the cell's parameters, the rows and matrices that the graph refers to by number: what depends on parameters
+    alone is done once, before time begins.
+    """
+
+    graph: Graph
+    y: Node
+    state: tuple[Node, ...]
+    fields: tuple[str, ...]
+    noise: int  # how many tensors of noise
+    prologue: fx.GraphModule
+    vectors: int  # the first so many results of the prologue are rows (N,), the rest matrices (N, K)
+    constants: dict[str, Tensor]
+
+
+class _Step(nn.Module):
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor, state: Any, noise: Any) -> tuple[Tensor, ...]:
+        y, new = self.cell.step(x, state) if noise is None else self.cell.step(x, state, noise)
+        return (y, *new)
+
+
+def flatten(noise: Any) -> list[Tensor]:
+    """The tensors of nested noise, in order."""
+    if noise is None:
+        return []
+    if isinstance(noise, Tensor):
+        return [noise]
+    return [tensor for part in noise for tensor in flatten(part)]
+
+
+def unflatten(like: Any, tensors: list[Tensor]) -> Any:
+    """Tensors nested as ``like`` is; takes them from the list's front."""
+    if like is None:
+        return None
+    if isinstance(like, Tensor):
+        return tensors.pop(0)
+    return tuple(unflatten(part, tensors) for part in like)
+
+
+def trace(cell: Cell, parameters: dict[str, Tensor], noise: Any) -> Step:
+    """The step of a cell.
+
+    Args:
+        parameters: the cell's parameters and buffers by name; shapes and types count, not values.
+        noise: as the cell draws it, (B, T, ...), or None.
+
+    Raises:
+        Untraceable: the step is not made of the graph's operations, or its rows see each other.
+    """
+    initial = cell.initial_state(1)
+    tensors = {name: p.detach() for name, p in parameters.items()}
+    like = next(iter(initial))
+    x = like.new_empty(ROWS, cell.input_size)
+    state = [field.new_empty(ROWS, *field.shape[1:]) for field in initial]
+    draws = [part.new_empty(ROWS, *part.shape[2:]) for part in flatten(noise)]
+    if any(t.dim() != 2 for t in (x, *state, *draws)):
+        raise Untraceable("its state or noise is not made of rows (B, N)")
+    if any(t.is_complex() for t in (x, *state)):
+        raise Untraceable("its state is complex")
+    module = _Step(cell)
+
+    def run(tensors: dict[str, Tensor], x: Tensor, state: list[Tensor], draws: list[Tensor]) -> Any:
+        stand_ins = {f"cell.{name}": value for name, value in tensors.items()}
+        arguments = (x, type(initial)(*state), unflatten(noise, list(draws)))
+        return functional_call(module, stand_ins, arguments)
+
+    table = get_decompositions(
+        [
+            aten.native_layer_norm, aten.silu, aten.gelu, aten.elu, aten.leaky_relu, aten.hardtanh,
+            aten.hardsigmoid, aten.addcmul, aten.lerp, aten.log_sigmoid_forward, aten.mish, aten.hardswish,
+        ]
+    )  # fmt: skip
+    try:
+        traced = make_fx(run, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(
+            tensors, x, state, draws
+        )
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        raise Untraceable(f"its step cannot be traced: {str(error).splitlines()[0]}") from error
+    return _Reader(traced, list(tensors), initial._fields, len(draws)).read()
+
+
+class _Reader:
+    """Reads PyTorch's graph into ours."""
+
+    def __init__(self, traced: fx.GraphModule, names: list[str], fields: tuple[str, ...], noise: int) -> None:
+        self.traced = traced
+        self.names = names
+        self.fields = fields
+        self.noise = noise
+        self.graph = Graph()
+        self.values: dict[fx.Node, Any] = {}  # what depends on input or state
+        self.fixed: set[fx.Node] = set()  # what depends on parameters alone
+        self.vectors: dict[fx.Node, int] = {}
+        self.matrices: dict[tuple[fx.Node, tuple], int] = {}  # with columns (first, width)
+
+    def read(self) -> Step:
+        placeholders = [n for n in self.traced.graph.nodes if n.op == "placeholder"]
+        named = ["x", *(f"state.{name}" for name in self.fields), *(f"noise.{k}" for k in range(self.noise))]
+        parameters, inputs = placeholders[: len(self.names)], placeholders[len(self.names) :]
+        self.fixed.update(parameters)
+        for node, name in zip(inputs, named, strict=True):
+            self.values[node] = self.graph.input(name, node.meta["val"].shape[1])
+        outputs: tuple = ()
+        for node in self.traced.graph.nodes:
+            if node.op == "get_attr":
+                self.fixed.add(node)
+            elif node.op == "call_function":
+                if all(a in self.fixed for a in node.all_input_nodes):
+                    self.fixed.add(node)
+                else:
+                    self.values[node] = self.convert(node)
+            elif node.op == "output":
+                outputs = tuple(node.args[0])
+        roots = [self.row(output) for output in outputs]
+        widths = [node.meta["val"].shape[1] for node in inputs[1 : 1 + len(self.fields)]]
+        for name, root, width in zip(self.fields, roots[1:], widths, strict=True):
+            if root.width != width:
+                raise Untraceable(f"its new state.{name} is {root.width} wide, the old one {width}")
+        return Step(
+            self.graph, roots[0], tuple(roots[1:]), self.fields, self.noise, self._prologue(parameters),
+            len(self.vectors), {},
+        )  # fmt: skip
+
+    # What a node of PyTorch's graph stands for
+
+    def row(self, value: Any) -> Node:
+        """An operand as a row."""
+        if isinstance(value, (int, float)):
+            return self.graph.const(value)
+        if not isinstance(value, fx.Node):
+            raise Untraceable(f"an operand {value!r}")
+        if value in self.values:
+            return self.values[value]
+        made = value.meta["val"]
+        fill = self._constant(value)
+        if fill is not None:
+            return self.graph.const(fill)
+        if made.dim() > 1 and made.shape[0] != 1:
+            raise Untraceable(f"a parameter of shape {tuple(made.shape)} outside a matrix product")
+        number = self.vectors.setdefault(value, len(self.vectors))
+        return self.graph.vector(number, made.numel())
+
+    def _constant(self, node: fx.Node) -> float | None:
+        """The number that a tensor of one number is full of, whatever its shape."""
+        if node.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default):
+            return 0.0
+        if node.target in (aten.ones.default, aten.ones_like.default, aten.new_ones.default):
+            return 1.0
+        if node.target in (aten.full.default, aten.full_like.default, aten.new_full.default):
+            return float(node.args[1] if node.target is not aten.new_full.default else node.args[2])
+        return None
+
+    def product(self, source: Node, weight: fx.Node, flipped: bool) -> Node:
+        """Source times a weight (N, K) transposed; over each part of a concatenation apart."""
+        if weight not in self.fixed:
+            raise Untraceable("a matrix product of two values that both change with time")
+        rows, columns = weight.meta["val"].shape
+        if flipped:
+            rows, columns = columns, rows
+        parts = source.arguments if source.op == "concat" else (source,)
+        total, first = None, 0
+        for part in parts:
+            key = (weight, (flipped, first, part.width))
+            matrix = self.matrices.setdefault(key, len(self.matrices))
+            term = self.graph.mm(part, matrix, rows)
+            total = term if total is None else self.graph.apply("add", total, term)
+            first += part.width
+        assert total is not None
+        return total
+
+    def convert(self, node: fx.Node) -> Any:
+        target = node.target
+        if target is operator.getitem:
+            return self.values[node.args[0]][node.args[1]]
+        handler = HANDLERS.get(target)
+        if handler is None:
+            raise Untraceable(f"{target} is not among its operations")
+        return handler(self, node)
+
+    def _prologue(self, parameters: list[fx.Node]) -> fx.GraphModule:
+        """PyTorch's graph cut down to what depends on parameters alone."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        needed = set(self.vectors) | {weight for weight, _ in self.matrices}
+        pending = list(needed)
+        while pending:
+            for argument in pending.pop().all_input_nodes:
+                if argument not in needed:
+                    needed.add(argument)
+                    pending.append(argument)
+        for node in self.traced.graph.nodes:
+            if node in parameters or node in needed:
+                copies[node] = graph.node_copy(node, lambda n: copies[n])
+        results = [graph.call_method("reshape", (copies[n], -1)) for n in self.vectors]
+        for weight, (flipped, first, width) in self.matrices:
+            matrix = copies[weight]
+            if flipped:
+                matrix = graph.call_method("t", (matrix,))
+            if width != weight.meta["val"].shape[0 if flipped else 1]:
+                matrix = graph.call_method("narrow", (matrix, 1, first, width))
+            results.append(matrix)
+        graph.output(tuple(results))
+        return fx.GraphModule(self.traced, graph)
+
+
+Handler = Callable[[_Reader, fx.Node], Any]
+HANDLERS: dict[Any, Handler] = {}
+
+
+def handles(*targets: Any) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(targets, handler))
+        return handler
+
+    return register
+
+
+def _pointwise(op: str, *targets: Any) -> None:
+    def handler(reader: _Reader, node: fx.Node) -> Node:
+        return reader.graph.apply(op, *(reader.row(a) for a in node.args))
+
+    HANDLERS.update(dict.fromkeys(targets, handler))
+
+
+_pointwise("mul", aten.mul.Tensor, aten.mul.Scalar)
+_pointwise("div", aten.div.Tensor, aten.div.Scalar)
+_pointwise("neg", aten.neg.default)
+_pointwise("abs", aten.abs.default)
+_pointwise("sign", aten.sign.default)
+_pointwise("max", aten.maximum.default)
+_pointwise("min", aten.minimum.default)
+_pointwise("relu", aten.relu.default)
+_pointwise("exp", aten.exp.default)
+_pointwise("log", aten.log.default)
+_pointwise("sqrt", aten.sqrt.default)
+_pointwise("sigmoid", aten.sigmoid.default)
+_pointwise("tanh", aten.tanh.default)
+_pointwise("sin", aten.sin.default)
+_pointwise("cos", aten.cos.default)
+_pointwise("greater", aten.gt.Tensor, aten.gt.Scalar)
+_pointwise("greater_equal", aten.ge.Tensor, aten.ge.Scalar)
+_pointwise("equal", aten.eq.Tensor, aten.eq.Scalar)
+_pointwise("where", aten.where.self)
+
+
+@handles(aten.lt.Tensor, aten.lt.Scalar)
+def _less(reader: _Reader, node: fx.Node) -> Node:
+    return reader.graph.apply("greater", reader.row(node.args[1]), reader.row(node.args[0]))
+
+
+@handles(aten.le.Tensor, aten.le.Scalar)
+def _less_equal(reader: _Reader, node: fx.Node) -> Node:
+    return reader.graph.apply("greater_equal", reader.row(node.args[1]), reader.row(node.args[0]))
+
+
+@handles(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
+def _add(reader: _Reader, node: fx.Node) -> Node:
+    op = "add" if node.target in (aten.add.Tensor, aten.add.Scalar) else "sub"
+    other = reader.row(node.args[1])
+    alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
+    return reader.graph.apply(op, reader.row(node.args[0]), reader.graph.apply("mul", other, float(alpha)))
+
+
+@handles(aten.rsub.Tensor, aten.rsub.Scalar)
+def _rsub(reader: _Reader, node: fx.Node) -> Node:
+    if len(node.args) > 2 or node.kwargs:
+        raise Untraceable("rsub with a factor")
+    return reader.graph.apply("sub", reader.row(node.args[1]), reader.row(node.args[0]))
+
+
+@handles(aten.rsqrt.default)
+def _rsqrt(reader: _Reader, node: fx.Node) -> Node:
+    return reader.graph.apply("div", 1.0, reader.graph.apply("sqrt", reader.row(node.args[0])))
+
+
+@handles(aten.reciprocal.default)
+def _reciprocal(reader: _Reader, node: fx.Node) -> Node:
+    return reader.graph.apply("div", 1.0, reader.row(node.args[0]))
+
+
+@handles(aten.square.default)
+def _square(reader: _Reader, node: fx.Node) -> Node:
+    return reader.graph.apply("mul", reader.row(node.args[0]), reader.row(node.args[0]))
+
+
+@handles(aten.softplus.default)
+def _softplus(reader: _Reader, node: fx.Node) -> Node:
+    if len(node.args) > 1 and node.args[1] != 1:
+        raise Untraceable("softplus with beta other than 1")
+    return reader.graph.apply("softplus", reader.row(node.args[0]))
+
+
+@handles(aten.pow.Tensor_Scalar)
+def _pow(reader: _Reader, node: fx.Node) -> Node:
+    base, exponent = reader.row(node.args[0]), node.args[1]
+    if exponent == 0.5:
+        return reader.graph.apply("sqrt", base)
+    if exponent not in (1, 2, 3, 4):
+        raise Untraceable(f"a power of {exponent}")
+    result = base
+    for _ in range(int(exponent) - 1):
+        result = reader.graph.apply("mul", result, base)
+    return result
+
+
+@handles(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
+def _clamp(reader: _Reader, node: fx.Node) -> Node:
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
+    if node.target is aten.clamp_max.default:
+        low, high = None, low
+    result = reader.row(node.args[0])
+    if low is not None:
+        result = reader.graph.apply("max", result, float(low))
+    if high is not None:
+        result = reader.graph.apply("min", result, float(high))
+    return result
+
+
+@handles(aten.mm.default)
+def _mm(reader: _Reader, node: fx.Node) -> Node:
+    source, weight = node.args
+    if weight.target is aten.t.default and weight in reader.fixed:
+        return reader.product(reader.row(source), weight.args[0], flipped=False)
+    return reader.product(reader.row(source), weight, flipped=True)
+
+
+@handles(aten.addmm.default)
+def _addmm(reader: _Reader, node: fx.Node) -> Node:
+    if node.kwargs:
+        raise Untraceable("addmm with factors")
+    bias, source, weight = node.args
+    if weight.target is aten.t.default and weight in reader.fixed:
+        product = reader.product(reader.row(source), weight.args[0], flipped=False)
+    else:
+        product = reader.product(reader.row(source), weight, flipped=True)
+    return reader.graph.apply("add", product, reader.row(bias))
+
+
+@handles(aten.split.Tensor)
+def _split(reader: _Reader, node: fx.Node) -> list[Node]:
+    width = node.args[0].meta["val"].shape[1]
+    size = node.args[1]
+    return _pieces(reader, node, [min(size, width - first) for first in range(0, width, size)])
+
+
+@handles(aten.split_with_sizes.default)
+def _split_with_sizes(reader: _Reader, node: fx.Node) -> list[Node]:
+    return _pieces(reader, node, node.args[1])
+
+
+def _pieces(reader: _Reader, node: fx.Node, sizes: Any) -> list[Node]:
+    _over_columns(node, node.args[2] if len(node.args) > 2 else 0)
+    source, pieces, first = reader.row(node.args[0]), [], 0
+    for size in sizes:
+        pieces.append(reader.graph.slice(source, first, size))
+        first += size
+    return pieces
+
+
+@handles(aten.slice.Tensor)
+def _slice(reader: _Reader, node: fx.Node) -> Node:
+    source = reader.row(node.args[0])
+    dim, first, last, stride = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+    first = 0 if first is None else first
+    if stride != 1:
+        raise Untraceable("a slice with a stride")
+    shape = node.args[0].meta["val"].shape
+    if dim == 0:
+        if node.meta["val"].shape == shape:
+            return source
+        raise Untraceable("a slice of the batch")
+    if first < 0:
+        first += shape[1]
+    return reader.graph.slice(source, first, node.meta["val"].shape[1])
+
+
+@handles(aten.cat.default)
+def _cat(reader: _Reader, node: fx.Node) -> Node:
+    _over_columns(node.args[0][0], node.args[1] if len(node.args) > 1 else 0)
+    parts: list[Node] = []
+    for part in node.args[0]:
+        row = reader.row(part)
+        if part in reader.fixed:
+            raise Untraceable("a concatenation with a parameter")
+        parts.extend(row.arguments if row.op == "concat" else [row])
+    return reader.graph.concat(parts)
+
+
+def _over_columns(value: fx.Node, dim: int) -> None:
+    if dim not in (1, -1):
+        raise Untraceable(f"{value.target} across the batch")
+
+
+def _reduced(reader: _Reader, node: fx.Node, dims: Any, keep: bool) -> Node:
+    shape = node.args[0].meta["val"].shape
+    if dims is None or len(shape) != 2 or list(dims) not in ([1], [-1]):
+        raise Untraceable(f"{node.target} across the batch")
+    if not keep:
+        raise Untraceable(f"{node.target} without keepdim")
+    return reader.row(node.args[0])
+
+
+@handles(aten.sum.dim_IntList, aten.mean.dim)
+def _sum(reader: _Reader, node: fx.Node) -> Node:
+    keep = node.args[2] if len(node.args) > 2 else False
+    source = _reduced(reader, node, node.args[1], keep)
+    total = reader.graph.sum(source)
+    if node.target is aten.mean.dim:
+        return reader.graph.apply("mul", total, 1.0 / source.width)
+    return total
+
+
+def _variance(reader: _Reader, node: fx.Node, dims: Any) -> tuple[Node, Node]:
+    correction = node.kwargs.get("correction", 1)
+    source = _reduced(reader, node, dims, node.kwargs.get("keepdim", False))
+    g = reader.graph
+    mean = g.apply("mul", g.sum(source), 1.0 / source.width)
+    centred = g.apply("sub", source, mean)
+    total = g.sum(g.apply("mul", centred, centred))
+    return g.apply("mul", total, 1.0 / (source.width - float(correction))), mean
+
+
+@handles(aten.var_mean.correction)
+def _var_mean(reader: _Reader, node: fx.Node) -> tuple[Node, Node]:
+    return _variance(reader, node, node.args[1])
+
+
+@handles(aten.var.correction)
+def _var(reader: _Reader, node: fx.Node) -> Node:
+    return _variance(reader, node, node.args[1])[0]
+
+
+@handles(
+    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.clone.default,
+    aten.alias.default, aten._to_copy.default, aten.contiguous.default,
+)  # fmt: skip
+def _same(reader: _Reader, node: fx.Node) -> Node:
+    given, made = node.args[0].meta["val"], node.meta["val"]
+    if given.shape != made.shape or given.dtype != made.dtype:
+        raise Untraceable(f"{node.target} from {tuple(given.shape)} to {tuple(made.shape)}")
+    return reader.row(node.args[0])
+
+
+@handles(aten.detach.default)
+def _detach(reader: _Reader, node: fx.Node) -> Node:
+    raise Untraceable("detach, a gradient cut within the step")
