@@ -94,6 +94,15 @@ def test_unknown_units_have_a_number_and_are_named() -> None:
     assert words.encode("to see be").tolist()[1] == UNKNOWN
 
 
+def test_a_prompt_takes_words_with_a_space_or_without() -> None:
+    words = learnt("word", "to be, or not")
+    assert words.prompt("or to be") == (
+        words.encode(" or").tolist() + words.encode("to be").tolist()[:1] + words.encode(" be").tolist(),
+        [],
+    )
+    assert words.prompt("to see , to") == (words.encode("to, to").tolist()[:2] + words.encode("to").tolist(), [" see"])
+
+
 def test_a_smaller_vocabulary_keeps_the_most_frequent() -> None:
     assert learnt("char", "aabbbcdd春春", 3).symbols == "abd"  # of four that come twice, the first by code point
     assert list(learnt("word", "b b b b a a c", 2).symbols) == [" b", " a"]

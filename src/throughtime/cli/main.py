@@ -11,7 +11,8 @@ import throughtime
 from throughtime.cli import cells, language
 from throughtime.cli.app import evaluate, generate, predict, root, train
 
-COMMANDS = (cells, language)  # modules that bring commands; a job's module brings `train JOB` and what a run of it knows
+# Modules that bring commands; a job's module brings `train JOB` and what a run of it knows.
+COMMANDS = (cells, language)
 
 for name, group in {"train": train, "evaluate": evaluate, "generate": generate, "predict": predict}.items():
     if group.registered_commands:

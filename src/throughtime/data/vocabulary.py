@@ -42,6 +42,10 @@ class Vocabulary(ABC):
     def unknown(self, text: str) -> list[str]:
         """The units of a text that the vocabulary lacks, each once, in order."""
 
+    def prompt(self, text: str) -> tuple[list[int], list[str]]:
+        """The numbers of a text to write on from, and the units of it that cannot be taken."""
+        return self.encode(text).tolist(), self.unknown(text)
+
     @classmethod
     @abstractmethod
     def learn(cls, pieces: Iterable[Piece], size: int | None) -> Vocabulary:

@@ -43,6 +43,18 @@ class Words(Vocabulary):
     def unknown(self, text: str) -> list[str]:
         return list(dict.fromkeys(word for word in split_words(text) if word not in self._numbers))
 
+    def prompt(self, text: str) -> tuple[list[int], list[str]]:
+        """Where a word is known only with a space before it, or only without, it is taken as that."""
+        numbers, missing = [], []
+        for word in split_words(text):
+            other = word[1:] if word.startswith(" ") else " " + word
+            number = self._numbers.get(word, self._numbers.get(other))
+            if number is None:
+                missing.append(word)
+            else:
+                numbers.append(number)
+        return numbers, list(dict.fromkeys(missing))
+
     def pieces(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         return by_line(pieces)
 

@@ -118,11 +118,10 @@ class LanguageModel:
             UserError: the prompt has unknown units or does not fit the form; a setting is out of range.
         """
         _check_generation(length, temperature, top_k, top_p, beam)
-        missing = self.vocabulary.unknown(prompt)
+        numbers, missing = self.vocabulary.prompt(prompt)
         if missing:
             named = ", ".join(repr(unit) for unit in missing[:10])
             raise UserError(f"the prompt has units that the model's text did not have: {named}; leave them out")
-        numbers = [int(number) for number in self.vocabulary.encode(prompt)]
         rule: Rule
         if form is not None:
             rule = form.rule(self.vocabulary).through(prompt, numbers)
