@@ -1,0 +1,40 @@
+"""What all figures share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Colour-blind safe (Okabe & Ito), in the order in which curves take them.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+Array = np.ndarray[Any, Any]
+
+
+def new_figure(
+    rows: int = 1, columns: int = 1, *, width: float = 7.0, height: float = 3.2
+) -> tuple[Figure, list[Axes]]:
+    """A figure apart from pyplot, so that nothing needs a display and nothing stays open."""
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flatten())
+
+
+def colour(n: int) -> str:
+    return COLOURS[n % len(COLOURS)]
+
+
+def finish(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(axes: Axes) -> None:
+    """A legend where there is something to tell apart, small."""
+    _, labels = axes.get_legend_handles_labels()
+    if labels:
+        axes.legend(fontsize=7, frameon=False)
