@@ -24,6 +24,7 @@ from throughtime.data import (
     learn_vocabulary,
     side_by_side,
 )
+from throughtime.data.disk import OnDisk
 from throughtime.errors import UserError
 
 sizes = st.integers(1, 6)
@@ -150,16 +151,31 @@ def test_numbers_lie_on_disk_and_leave_nothing(tmp_path: Path, monkeypatch: pyte
     source = TextSource(tmp_path / "text")
     vocabulary = learn_vocabulary(source, "char")
     numbers = encode_to_disk(source, vocabulary)
-    assert isinstance(numbers.ids, np.memmap)
+    assert isinstance(numbers.ids, OnDisk)
     assert numbers.ids.dtype == np.uint8
+    assert len(list((tmp_path / "scratch").iterdir())) == 0  # it has no name
     assert len(numbers) == 5000
-    assert vocabulary.decode(numbers.ids[:7]) == "春眠不覺曉春眠"
+    assert vocabulary.decode(numbers.read(0, 7)) == "春眠不覺曉春眠"
     again = encode_to_disk(source, vocabulary)
     assert again.digest == numbers.digest
     (tmp_path / "text").write_text("春眠不覺曉" * 999 + "春眠不覺春", encoding="utf-8")
     assert encode_to_disk(source, vocabulary).digest != numbers.digest
     del numbers, again
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@given(st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=4), st.data())
+def test_an_array_on_disk_is_an_array(parts: list[list[int]], data: st.DataObject) -> None:
+    stored = OnDisk([np.array(part, dtype=np.int64) for part in parts], np.uint16)
+    plain = np.array([number for part in parts for number in part], dtype=np.uint16)
+    for _ in range(3):
+        assert len(stored) == len(plain)
+        assert np.asarray(stored).tolist() == plain.tolist()
+        assert np.asarray(stored).dtype == np.uint16
+        part = slice(*(data.draw(st.none() | st.integers(-9, 20)) for _ in range(2)))
+        stored, plain = stored[part], plain[part]
+    with pytest.raises(ValueError, match="forwards"):
+        stored[::2]
 
 
 def test_units_that_the_vocabulary_lacks_are_counted(tmp_path: Path) -> None:

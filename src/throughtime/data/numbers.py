@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from throughtime.data.disk import OnDisk
 from throughtime.data.text import TextSource
 from throughtime.data.vocabulary import DOCUMENT, UNKNOWN, Vocabulary
 from throughtime.errors import UserError
@@ -22,13 +23,17 @@ _SCAN = 1 << 20  # numbers looked at together
 class Numbers:
     """The units of a text, numbered. Where documents are apart, <doc> stands before each and after the last."""
 
-    ids: NDArray[Any]  # (N,)
+    ids: NDArray[Any] | OnDisk  # (N,)
     documents: bool
     unknown: int = 0  # how many of them are <unk>
     digest: str = ""  # tells whether another text is the same
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Units ``start ... stop - 1``."""
+        return np.asarray(self.ids[start:stop])
 
     def split(self, last: float) -> tuple[Numbers, Numbers]:
         """The text without its last part, and that part; between documents where there are any."""
@@ -46,12 +51,12 @@ class Numbers:
         """The border of documents nearest to ``cut`` from above, or else from below; neither end of the text."""
         cut = min(max(cut, 1), len(self.ids) - 1)
         for start in range(cut, len(self.ids) - 1, _SCAN):
-            found = np.flatnonzero(self.ids[start : min(start + _SCAN, len(self.ids) - 1)] == DOCUMENT)
+            found = np.flatnonzero(self.read(start, min(start + _SCAN, len(self.ids) - 1)) == DOCUMENT)
             if len(found):
                 return start + int(found[0])
         for stop in range(cut, 1, -_SCAN):
             start = max(1, stop - _SCAN)
-            found = np.flatnonzero(self.ids[start:stop] == DOCUMENT)
+            found = np.flatnonzero(self.read(start, stop) == DOCUMENT)
             if len(found):
                 return start + int(found[-1])
         raise UserError("the text is one document: none is left for validation; give another text with --valid")
@@ -75,20 +80,20 @@ def encode_to_disk(source: TextSource, vocabulary: Vocabulary) -> Numbers:
         UserError: the text cannot be read, or the disk is full.
     """
     digest = hashlib.sha256()
-    count = unknown = 0
+    unknown = 0
+
+    def looked_at() -> Iterator[NDArray[Any]]:
+        nonlocal unknown
+        for ids in encode_pieces(source, vocabulary):
+            digest.update(ids.tobytes())
+            unknown += int(np.count_nonzero(ids == UNKNOWN))
+            yield ids
+
     try:
-        with tempfile.TemporaryFile(prefix="throughtime-") as file:
-            for ids in encode_pieces(source, vocabulary):
-                data = ids.tobytes()
-                file.write(data)
-                digest.update(data)
-                count += len(ids)
-                unknown += int(np.count_nonzero(ids == UNKNOWN))
-            file.flush()
-            mapped = np.memmap(file, dtype=vocabulary.dtype, mode="r", shape=(count,))
+        stored = OnDisk(looked_at(), vocabulary.dtype)
     except OSError as error:
         where = tempfile.gettempdir()
         raise UserError(
-            f"{where}: cannot hold the numbered text: {error.strerror}; set TMPDIR to a disk with room"
+            f"cannot write the text's numbers to {where}: {error.strerror}; set TMPDIR to a disk with room"
         ) from error
-    return Numbers(mapped, source.apart, unknown, digest.hexdigest())
+    return Numbers(stored, source.apart, unknown, digest.hexdigest())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from throughtime.data.numbers import Numbers
@@ -70,15 +71,21 @@ class Streams:
             raise UserError(f"a batch of {self.batch_size} is too small for {world} processes; raise --batch-size")
         size = len(self.numbers)
         begin = self._offset(epoch) + k * self.window
-        at = np.stack([np.arange(self.window + 1) + begin + row * size // self.batch_size for row in rows]) % size
-        ids = torch.from_numpy(self.numbers.ids[at].astype(np.int64))  # (B, T + 1)
+        begins = [(begin + row * size // self.batch_size) % size for row in rows]
+        ids = torch.from_numpy(np.stack([self._ring(start) for start in begins]))  # (B, T + 1)
         inputs, targets = ids[:, :-1], ids[:, 1:]
-        starts = torch.from_numpy(at == 0)
+        starts = (torch.tensor(begins)[:, None] + torch.arange(self.window + 1)) % size == 0
         targets = targets.masked_fill(starts[:, 1:], IGNORED)
         resets = starts[:, :-1]
         if self.numbers.documents:
             resets = resets | (inputs == DOCUMENT)
         return _window(inputs, targets, resets, k == 0)
+
+    def _ring(self, start: int) -> NDArray[np.int64]:
+        """A window's units and the one after it; the text's beginning follows its end."""
+        ids = self.numbers.read(start, min(start + self.window + 1, len(self.numbers)))
+        rest = self.window + 1 - len(ids)
+        return np.concatenate([ids, self.numbers.read(0, rest)]).astype(np.int64)
 
     def _offset(self, epoch: int) -> int:
         if not self.shift:
@@ -105,13 +112,19 @@ def side_by_side(numbers: Numbers, streams: int, window: int, warm_up: int) -> I
     steps = warm_up + int((ends - begins).max())
     for k in range(0, steps, window):
         at = (ends - steps)[:, None] + np.arange(k, min(k + window, steps))  # (B, T); below 0 there is no text yet
-        inputs = torch.from_numpy(numbers.ids[np.maximum(at, 0)].astype(np.int64))
-        following = torch.from_numpy(numbers.ids[np.maximum(at, 0) + 1].astype(np.int64))
+        ids = torch.from_numpy(np.stack([_padded(numbers, int(row[0]), int(row[-1]) + 2) for row in at]))  # (B, T + 1)
+        inputs, following = ids[:, :-1], ids[:, 1:]
         counted = torch.from_numpy(at >= begins[:, None])
         resets = torch.from_numpy((at == 0) & (ends - steps < 0)[:, None])
         if numbers.documents:
             resets = resets | (inputs == DOCUMENT)
         yield _window(inputs, following.masked_fill(~counted, IGNORED), resets, k == 0)
+
+
+def _padded(numbers: Numbers, start: int, stop: int) -> NDArray[np.int64]:
+    """Units ``start ... stop - 1``; any unit stands where there is no text."""
+    ids = numbers.read(max(start, 0), max(stop, 1))
+    return np.pad(ids, (stop - start - len(ids), 0), mode="edge").astype(np.int64)
 
 
 def _window(inputs: Tensor, targets: Tensor, resets: Tensor, first: bool) -> Window:
