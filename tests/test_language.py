@@ -158,6 +158,27 @@ def test_every_cell_of_the_catalogue_learns(cell: str) -> None:
     assert all(p.grad is not None for p in network.recurrent.parameters())
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_a_block_at_a_time_cost_the_same(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = NextUnit(11, cell="gru", hidden=5, embedding=3, tied=tied).double()
+    numbers, targets = torch.randint(11, (2, 3, 7))
+    targets[1, 2] = -100
+
+    def cost_and_gradients() -> list[torch.Tensor]:
+        network.zero_grad()
+        cost, _ = network.cost(numbers, targets)
+        cost.backward()
+        return [cost, *(p.grad.clone() for p in network.parameters() if p.grad is not None)]
+
+    logits, _ = network(numbers)
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    whole = cost_and_gradients()
+    torch.testing.assert_close(whole[0], wanted)
+    monkeypatch.setattr("throughtime.tasks.network.BLOCK", 11 * 4)
+    torch.testing.assert_close(cost_and_gradients(), whole)
+
+
 def test_tied_weights_are_one() -> None:
     network = NextUnit(11, cell="gru", hidden=5, embedding=3, tied=True)
     assert network.output.weight is network.embedding.weight

@@ -11,7 +11,7 @@ from throughtime.data.words import Words
 from throughtime.errors import UserError
 
 UNITS: dict[str, type[Vocabulary]] = {"char": Characters, "word": Words, "bpe": Subwords}
-USUAL_SIZE: dict[str, int | None] = {"char": None, "word": 30_000, "bpe": 4_096}
+USUAL_SIZE: dict[str, int | None] = {"char": None, "word": 10_000, "bpe": 4_096}
 
 
 def learn_vocabulary(source: TextSource, unit: str, size: int | None = None) -> Vocabulary:

@@ -59,7 +59,7 @@ class Words(Vocabulary):
         return by_line(pieces)
 
     @classmethod
-    def learn(cls, pieces: Iterable[Piece], size: int | None = 30_000) -> Words:
+    def learn(cls, pieces: Iterable[Piece], size: int | None = 10_000) -> Words:
         counts: Counter[str] = Counter()
         for piece in by_line(pieces):
             counts.update(split_words(piece.text))

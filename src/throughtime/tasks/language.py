@@ -68,7 +68,7 @@ class LanguageProblem:
         return self._streams(step, rank, world)
 
     def loss(self, batch: Window, state: Any) -> Loss:
-        return loss_of(self.model, batch, state)
+        return loss_of(self._network, batch, state)
 
     def validate(self) -> dict[str, float]:
         return {"nats": measure(self._network, self._held_out, _STREAMS, _WARM_UP).nats}

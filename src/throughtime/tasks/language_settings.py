@@ -26,7 +26,7 @@ class Settings:
 
     unit: str = _setting("char", "What the model reads and writes: char, word or bpe.")
     vocabulary_size: int | None = _setting(
-        None, "Units kept, the most frequent; by default all characters, 30000 words, 4096 sub-words."
+        None, "Units kept, the most frequent; by default all characters, 10000 words, 4096 sub-words."
     )
     glob: str = _setting("**/*", "Which files of a folder are read.")
     exclude: str = _setting(

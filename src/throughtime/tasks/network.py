@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from throughtime.cells.catalogue import cell_named
+from throughtime.data import IGNORED
 from throughtime.layers import Recurrent
+
+BLOCK = 1 << 24  # logits that are in memory together, at most
 
 
 class NextUnit(nn.Module):
@@ -60,14 +65,34 @@ class NextUnit(nn.Module):
 
     def forward(self, numbers: Tensor, state: Any = None, resets: Tensor | None = None) -> tuple[Tensor, Any]:
         """``numbers (B, T) -> (logits (B, T, V), state)``; ``resets`` as `throughtime.unroll` has them."""
-        x = self.embedding_dropout(self.embedding(numbers))  # (B, T, E)
-        y, state = self.recurrent(x, state, resets=resets)
-        return self._logits(y), state
+        y, state = self._read(numbers, state, resets)
+        return self.output(y), state
+
+    def cost(
+        self, numbers: Tensor, targets: Tensor, state: Any = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """The sum of -ln p(target) over the targets (B, T) that are not `IGNORED`, and the state.
+
+        With a large vocabulary the logits are made a block at a time, and again for the gradient, so that they never
+        stand in memory together.
+        """
+        y, state = self._read(numbers, state, resets)
+        block = max(1, BLOCK // self.output.out_features)
+        parts = list(zip(y.flatten(0, 1).split(block), targets.flatten().split(block), strict=True))
+        if len(parts) == 1:
+            return self._cost(*parts[0]), state
+        costs = [checkpoint(self._cost, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return torch.stack(costs).sum(), state
 
     def step(self, numbers: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One step: ``numbers (B,) -> (logits (B, V), state)``."""
         y, state = self.recurrent.step(self.embedding_dropout(self.embedding(numbers)), state)
-        return self._logits(y), state
+        return self.output(self.between(self.dropout(y))), state
 
-    def _logits(self, y: Tensor) -> Tensor:
-        return self.output(self.between(self.dropout(y)))
+    def _read(self, numbers: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
+        x = self.embedding_dropout(self.embedding(numbers))  # (B, T, E)
+        y, state = self.recurrent(x, state, resets=resets)
+        return self.between(self.dropout(y)), state  # (B, T, .)
+
+    def _cost(self, y: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.output(y), targets, ignore_index=IGNORED, reduction="sum")
