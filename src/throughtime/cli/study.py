@@ -1,0 +1,110 @@
+"""``throughtime study memory``: which cell holds which lag."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from throughtime.cli.app import root
+from throughtime.errors import UserError
+
+study = typer.Typer(
+    help="Put the same question to many cells.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@study.callback()
+def _study() -> None:
+    """Put the same question to many cells."""
+
+
+@study.command("memory")
+def memory(
+    out: Annotated[Path, typer.Option(help="Folder for results.jsonl, table.md and figure.png.")] = Path("runs/memory"),
+    cells: Annotated[str, typer.Option(help="Cells, by comma; by default a choice of each family.")] = "",
+    tasks: Annotated[str, typer.Option(help="Tasks, by comma; all by default.")] = "",
+    lengths: Annotated[str, typer.Option(help="Lengths in steps, by comma.")] = "50,100,200",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="For all that is still to run; by default as long as it takes.")
+    ] = None,
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden units.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences a training step.")] = 32,
+    rate: Annotated[float, typer.Option(min=1e-9, help="Adam's learning rate.")] = 2e-3,
+    clip: Annotated[float, typer.Option(min=1e-9, help="The norm that gradients are clipped to.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each case at most.")] = 20_000,
+    check: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 200,
+) -> None:
+    """Train cells on problems with long lags: adding, copying, order, parity, recall, multiplication.
+
+    Give the same command again to go on where it stopped; cells, tasks, lengths and seeds may be added.
+    """
+    # here, as they bring matplotlib, which other commands need not wait for
+    from throughtime.studies import memory as run
+
+    console = Console(stderr=True)
+    status = console.status("") if console.is_terminal else None
+
+    def watch(progress: run.Progress) -> None:
+        case = progress.case
+        left = "" if math.isnan(progress.estimate) else f", about {_duration(progress.estimate)} left"
+        where = f"{progress.done + 1} of {progress.total}: {case.cell} on {case.task} {case.length}, seed {case.seed}"
+        if status is not None:
+            scored = f", step {progress.step:,}, score {progress.score:.4g}" if progress.step else ""
+            status.update(where + scored + left)
+        elif not progress.step:
+            console.print(where + left, soft_wrap=True)
+
+    results = out / "results.jsonl"
+    if status is not None:
+        status.start()
+    try:
+        outcomes = run.memory_study(
+            results,
+            cells=_names(cells) or run.DEFAULT_CELLS,
+            tasks=_names(tasks) or run.DEFAULT_TASKS,
+            lengths=_whole_numbers(lengths),
+            seeds=range(1, seeds + 1),
+            settings=run.Settings(hidden, batch, rate, clip, steps, check),
+            minutes=minutes,
+            watch=watch,
+        )
+    except KeyboardInterrupt:
+        console.print(f"stopped; what is done is in {results}: the same command goes on from there", soft_wrap=True)
+        raise
+    finally:
+        if status is not None:
+            status.stop()
+    text = run.table(outcomes)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    run.figure(outcomes).savefig(out / "figure.png", dpi=110)
+    typer.echo(text)
+    console.print(f"{out / 'table.md'} and {out / 'figure.png'} are written", soft_wrap=True)
+
+
+root.add_typer(study, name="study")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _whole_numbers(text: str) -> list[int]:
+    names = _names(text)
+    if not names or not all(name.isdigit() and int(name) > 0 for name in names):
+        raise UserError(f"lengths must be whole numbers by comma, like 50,100; not {text!r}")
+    return [int(name) for name in names]
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,415 @@
+"""The long-memory study: which cell holds which lag, and what it costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from throughtime.cells import CATALOGUE, Cell, cell_named
+from throughtime.errors import UserError
+from throughtime.insight.figures import new_figure
+from throughtime.layers import Recurrent
+from throughtime.learning.initialisation import chrono_, identity_, orthogonal_
+from throughtime.studies.problems import Batch, Problem, problem_named
+
+TESTED = 1000  # sequences a score is measured on
+FURTHER = 10  # times the length: where a solution is tested for whether it holds on
+
+# Cells of the catalogue with another beginning. A lag is the length of the task.
+STARTS: dict[str, tuple[str, Callable[[nn.Module, int], None]]] = {
+    "elman-orthogonal": ("elman", lambda network, lag: orthogonal_(network)),
+    "elman-identity": ("elman", lambda network, lag: identity_(network)),
+    "lstm-chrono": ("lstm", lambda network, lag: chrono_(network, max(3, lag))),
+    "gru-chrono": ("gru", lambda network, lag: chrono_(network, max(3, lag))),
+}
+DEFAULT_CELLS = ("elman", "irnn", "lstm", "lstm-chrono", "gru", "additive-residual", "mingru", "lru", "indrnn")
+DEFAULT_TASKS = ("adding", "copying", "temporal-order", "parity", "delayed-recall", "multiplication")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How each cell is trained: alike for all, Adam with clipping by norm.
+
+    Args:
+        hidden: hidden units.
+        batch: sequences a step.
+        rate: Adam's learning rate.
+        clip: the norm that gradients are clipped to.
+        steps: training steps at most; a run ends early where the task is solved.
+        check: steps between two measurements.
+    """
+
+    hidden: int = 64
+    batch: int = 32
+    rate: float = 2e-3
+    clip: float = 1.0
+    steps: int = 20_000
+    check: int = 200
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of the study."""
+
+    cell: str
+    task: str
+    length: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case, with all that is needed to tell whether it was this one."""
+
+    cell: str
+    task: str
+    length: int
+    seed: int
+    settings: Settings
+    parameters: int
+    steps: int
+    seconds: float
+    score: float
+    further: float | None  # the score at ten times the length, of what was solved
+    chance: float
+    solved: bool
+    stopped: str  # "solved", "steps", "time", or "diverged"
+
+    @property
+    def case(self) -> Case:
+        return Case(self.cell, self.task, self.length, self.seed)
+
+
+class Network(nn.Module):
+    """A recurrent layer and a linear answer."""
+
+    def __init__(self, cell: str, problem: Problem, hidden: int, lag: int) -> None:
+        super().__init__()
+        name, start = STARTS.get(cell, (cell, None))
+        if name not in CATALOGUE:
+            known = ", ".join([*CATALOGUE, *STARTS])
+            raise UserError(f"cell {cell!r} is unknown; there are {known}")
+        self.problem = problem
+        if name == "lstm-residual":  # its output has the size of its input
+            raise UserError("lstm-residual has outputs of its input's size, here too few to study; leave it out")
+        self.recurrent = Recurrent(cast("Callable[..., Cell]", cell_named(name)), problem.inputs, hidden)
+        if start is not None:
+            start(self.recurrent, lag)
+        self.answer = nn.Linear(self.recurrent.output_size, problem.outputs)
+
+    def forward(self, batch: Batch) -> Tensor:
+        y, _ = self.recurrent(batch.x, lengths=batch.lengths)  # (B, L, O)
+        if not self.problem.every_step:
+            last = y.shape[1] - 1 if batch.lengths is None else batch.lengths - 1
+            y = y[torch.arange(len(y)), last]  # (B, O)
+        return self.answer(y)
+
+
+def run_case(
+    case: Case,
+    settings: Settings,
+    *,
+    seconds: float = math.inf,
+    tell: Callable[[int, float], None] = lambda step, score: None,
+) -> Outcome:
+    """Trains one cell on one problem until it is solved, or steps or time are over.
+
+    Args:
+        case: which.
+        settings: how.
+        seconds: at most so many.
+        tell: called with the step and the score at each measurement.
+
+    Raises:
+        UserError: the cell or the problem is unknown, or the length too short for it.
+    """
+    problem = problem_named(case.task)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_seed(case, "weights"))
+        network = Network(case.cell, problem, settings.hidden, case.length)
+        drawn = torch.Generator().manual_seed(_seed(case, "training"))
+        optimiser = torch.optim.Adam(network.parameters(), settings.rate)
+        began = time.monotonic()
+        score, step, stopped = measure(network, problem, case, case.length), 0, "steps"
+        while step < settings.steps:
+            loss = problem.loss(network(batch := problem.draw(settings.batch, case.length, drawn)), batch)
+            optimiser.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+            if not bool(norm.isfinite()):
+                stopped = "diverged"
+                break
+            optimiser.step()
+            step += 1
+            over = time.monotonic() - began > seconds
+            if step % settings.check == 0 or step == settings.steps or over:
+                now = measure(network, problem, case, case.length)
+                if not math.isfinite(now):
+                    stopped = "diverged"
+                    break
+                score = now
+                tell(step, score)
+                if problem.solved(score):
+                    stopped = "solved"
+                    break
+                if over:
+                    stopped = "time"
+                    break
+        took = time.monotonic() - began
+        further = measure(network, problem, case, FURTHER * case.length) if stopped == "solved" else None
+    return Outcome(
+        **asdict(case),
+        settings=settings,
+        parameters=sum(p.numel() for p in network.parameters()),
+        steps=step,
+        seconds=round(took, 2),
+        score=score,
+        further=further,
+        chance=problem.chance(case.length),
+        solved=problem.solved(score),
+        stopped=stopped,
+    )
+
+
+@torch.no_grad()
+def measure(network: Network, problem: Problem, case: Case, length: int) -> float:
+    """The score on sequences never trained on, the same at each call.
+
+    Those of a problem with many lengths are of the whole length here.
+    """
+    generator = torch.Generator().manual_seed(_seed(case, f"test {length}"))
+    network.eval()
+    scores = []
+    size = max(1, min(TESTED, 200_000 // length))
+    for first in range(0, TESTED, size):
+        batch = problem.draw(min(size, TESTED - first), length, generator)
+        if batch.lengths is not None:
+            batch = _whole(problem, len(batch.x), length, generator)
+        scores.append((problem.score(network(batch), batch), len(batch.x)))
+    network.train()
+    return sum(score * count for score, count in scores) / TESTED
+
+
+def _whole(problem: Problem, size: int, length: int, generator: torch.Generator) -> Batch:
+    """Sequences of parity, all of the whole length."""
+    bits = torch.randint(0, 2, (size, length), generator=generator)
+    return Batch(bits[:, :, None].float(), bits.sum(1) % 2)
+
+
+def memory_study(
+    results: Path,
+    *,
+    cells: Sequence[str] = DEFAULT_CELLS,
+    tasks: Sequence[str] = DEFAULT_TASKS,
+    lengths: Sequence[int] = (50, 100, 200),
+    seeds: Sequence[int] = (1, 2, 3),
+    settings: Settings | None = None,
+    minutes: float | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+) -> list[Outcome]:
+    """Runs every cell on every task at every length, once a seed. What the file has is not run again.
+
+    Each outcome is appended to the file as it comes, one JSON object a line, so that a study that was stopped goes on
+    where it was. With a budget each case may take its share of what is left; a case that ran out of time says so.
+
+    Args:
+        results: the file of outcomes, JSON lines; made where it is not there.
+        cells: names of the catalogue, or of `STARTS`.
+        tasks: names of `throughtime.studies.problems.PROBLEMS`.
+        lengths: the T of each task's definition.
+        seeds: of weights and data.
+        settings: how each is trained.
+        minutes: for all that is still to run.
+        watch: called before each case, and at each measurement.
+
+    Returns:
+        The outcomes of all cases asked for, in their order.
+
+    Raises:
+        UserError: a cell or task is unknown, a length too short, or the file is not such a file.
+    """
+    settings = Settings() if settings is None else settings
+    cases = [Case(c, task, n, seed) for seed in seeds for task in tasks for n in lengths for c in cells]
+    for case in cases[: len(cases) // max(1, len(seeds))]:
+        problem = problem_named(case.task)
+        problem.draw(1, case.length, torch.Generator())
+        Network(case.cell, problem, settings.hidden, case.length)
+    outcomes = {outcome.case: outcome for outcome in read_outcomes(results) if outcome.settings == settings}
+    left = [case for case in cases if case not in outcomes]
+    began = time.monotonic()
+    for k, case in enumerate(left):
+        spent = time.monotonic() - began
+        share = math.inf if minutes is None else max(0.0, minutes * 60 - spent) / (len(left) - k)
+        progress = Progress(case, len(cases) - len(left) + k, len(cases), share, spent, k)
+        watch(progress)
+
+        def tell(step: int, score: float, progress: Progress = progress) -> None:
+            watch(Progress(**{**progress.__dict__, "step": step, "score": score}))
+
+        outcome = run_case(case, settings, seconds=share, tell=tell)
+        outcomes[case] = outcome
+        append_outcome(results, outcome)
+    return [outcomes[case] for case in cases]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a study stands."""
+
+    case: Case
+    done: int  # cases, those found in the file included
+    total: int
+    share: float  # seconds that this case may take
+    spent: float  # seconds
+    ran: int  # cases run since the start
+    step: int = 0
+    score: float = math.nan
+
+    @property
+    def estimate(self) -> float:
+        """Seconds that are left, from the cases so far; nan where there is none to judge by."""
+        return self.spent / self.ran * (self.total - self.done) if self.ran else math.nan
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """The outcomes in a file; none where there is none. A last line that was cut short is passed over.
+
+    Raises:
+        UserError: a line is not an outcome.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [_outcome(line, path, number) for number, line in enumerate(lines[:-1], 1) if line.strip()]
+
+
+def _outcome(line: str, path: Path, number: int) -> Outcome:
+    try:
+        values: dict[str, Any] = json.loads(line)
+        return Outcome(**{**values, "settings": Settings(**values["settings"])})
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise UserError(f"{path}:{number} is not an outcome of a memory study; give another file") from error
+
+
+def append_outcome(path: Path, outcome: Outcome) -> None:
+    """Adds a line, whole; what an interrupted line left goes first."""
+    line = json.dumps(asdict(outcome)) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        file.seek(0)
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+        file.seek(0, 2)
+        file.write(line.encode())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell on a task at a length, over its seeds."""
+
+    cell: str
+    task: str
+    length: int
+    solved: int
+    runs: int
+    score: float  # median
+    further: float | None  # median over what was solved
+    chance: float
+    steps: float  # mean
+    seconds: float  # mean
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[Row]:
+    """Outcomes by cell, task and length."""
+    groups: dict[tuple[str, str, int], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.task, outcome.cell, outcome.length), []).append(outcome)
+    return [
+        Row(
+            cell,
+            task,
+            length,
+            sum(o.solved for o in group),
+            len(group),
+            float(np.median([o.score for o in group])),
+            float(np.median(far)) if (far := [o.further for o in group if o.further is not None]) else None,
+            group[0].chance,
+            float(np.mean([o.steps for o in group])),
+            float(np.mean([o.seconds for o in group])),
+        )
+        for (task, cell, length), group in groups.items()
+    ]
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The study as a table in Markdown."""
+    lines = [
+        "| task | cell | length | solved | score (median) | at ten times the length | chance | steps | seconds |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in summary(outcomes):
+        further = "" if row.further is None else f"{row.further:.4g}"
+        lines.append(
+            f"| {row.task} | {row.cell} | {row.length} | {row.solved} of {row.runs} | {row.score:.4g} | {further} | "
+            f"{row.chance:.4g} | {row.steps:,.0f} | {row.seconds:,.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure(outcomes: Sequence[Outcome]) -> Figure:
+    """For each task cells against lengths: how far from chance to solved, the median over seeds."""
+    rows = summary(outcomes)
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    cells = list(dict.fromkeys(row.cell for row in rows))
+    drawn, axes = new_figure(
+        math.ceil(len(tasks) / 3), min(3, max(1, len(tasks))), width=10, height=0.8 + 0.28 * len(cells)
+    )
+    for task, place in zip(tasks, axes, strict=False):
+        lengths = sorted({row.length for row in rows if row.task == task})
+        grid = np.full((len(cells), len(lengths)), np.nan)
+        for row in rows:
+            if row.task == task:
+                grid[cells.index(row.cell), lengths.index(row.length)] = _way(row)
+        place.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        for (y, x), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                place.text(
+                    x, y, f"{value:.0%}", ha="center", va="center", fontsize=7, color="k" if value > 0.6 else "w"
+                )
+        place.set_yticks(range(len(cells)), cells, fontsize=7)
+        place.set_xticks(range(len(lengths)), [str(n) for n in lengths], fontsize=7)
+        place.set_title(task, fontsize=9, loc="left")
+        place.set_xlabel("length, steps", fontsize=8)
+    for place in axes[len(tasks) :]:
+        place.set_axis_off()
+    drawn.suptitle("How much of the way from chance to solved each cell goes", fontsize=10)
+    return drawn
+
+
+def _way(row: Row) -> float:
+    """0 at chance, 1 where the task is solved; for errors on a logarithmic scale."""
+    problem = problem_named(row.task)
+    if problem.measure == "squared error":
+        way = math.log(row.chance / max(row.score, 1e-12)) / math.log(row.chance / problem.bar)
+    else:
+        way = (row.score - row.chance) / (problem.bar - row.chance)
+    return min(1.0, max(0.0, way)) if math.isfinite(way) else 0.0
+
+
+def _seed(case: Case, purpose: str) -> int:
+    """A seed of its own for each case and purpose, the same everywhere; the cell has no part in it, so that all cells
+    see the same data."""
+    text = f"{case.task} {case.length} {case.seed} {purpose}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

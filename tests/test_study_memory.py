@@ -1,0 +1,175 @@
+"""The long-memory problems are those of the papers, and the study goes on where it stopped."""
+
+import json
+import math
+
+import pytest
+import torch
+import typer.testing
+
+from throughtime.cli.app import root
+from throughtime.cli.study import study
+from throughtime.errors import UserError
+from throughtime.studies import memory as run
+from throughtime.studies.problems import PROBLEMS, problem_named
+
+QUICK = run.Settings(hidden=16, batch=16, steps=40, check=20)
+
+
+def drawn(name, size=2000, length=30, seed=0):
+    return PROBLEMS[name].draw(size, length, torch.Generator().manual_seed(seed))
+
+
+def test_adding_and_multiplication_are_of_the_marked_numbers():
+    for name, combine in (("adding", torch.sum), ("multiplication", torch.prod)):
+        batch = drawn(name)
+        values, marks = batch.x.unbind(2)
+        assert (marks[:, :15].sum(1) == 1).all()
+        assert (marks[:, 15:].sum(1) == 1).all()
+        marked = values[marks == 1].reshape(-1, 2)
+        torch.testing.assert_close(batch.target[:, 0], combine(marked, 1))
+        best = batch.target.mean() * torch.ones_like(batch.target)  # what a network without memory can say
+        assert PROBLEMS[name].score(best, batch) == pytest.approx(PROBLEMS[name].chance(30), rel=0.1)
+
+
+def test_copying_is_told_when_to_say_what():
+    batch = drawn("copying", size=50, length=7)
+    tokens = batch.x.argmax(2)
+    assert tokens.shape == (50, 27)
+    assert (tokens[:, :10] < 8).all()
+    assert (tokens[:, 10:16] == 8).all()
+    assert (tokens[:, 16] == 9).all()
+    assert (tokens[:, 17:] == 8).all()
+    assert torch.equal(batch.target[:, -10:], tokens[:, :10])
+    assert (batch.target[:, :17] == 8).all()
+
+
+def test_temporal_order_has_two_symbols_where_the_paper_has_them():
+    batch = drawn("temporal-order", length=50)
+    tokens = batch.x.argmax(2)
+    places = (tokens < 2).nonzero()[:, 1].reshape(-1, 2)
+    assert ((places[:, 0] >= 5) & (places[:, 0] <= 10)).all()
+    assert ((places[:, 1] >= 20) & (places[:, 1] <= 25)).all()
+    pair = tokens.gather(1, places)
+    assert torch.equal(batch.target, 2 * pair[:, 0] + pair[:, 1])
+    assert set(tokens[tokens >= 2].tolist()) == {2, 3, 4, 5}
+    assert batch.target.bincount(minlength=4).min() > 400
+
+
+def test_parity_counts_real_bits():
+    batch = drawn("parity")
+    for row, length, odd in zip(batch.x[:, :, 0], batch.lengths, batch.target, strict=True):
+        assert row[:length].sum() % 2 == odd
+        assert (row[length:] == 0).all()
+    assert set(batch.lengths.tolist()) == set(range(1, 31))
+
+
+def test_delayed_recall_asks_for_the_first():
+    batch = drawn("delayed-recall")
+    tokens = batch.x.argmax(2)
+    assert torch.equal(tokens[:, 0], batch.target)
+    assert ((tokens[:, 1:-1] >= 8) & (tokens[:, 1:-1] < 16)).all()
+    assert (tokens[:, -1] == 16).all()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_right_answers_are_solutions_and_chance_is_not(name):
+    problem, batch = PROBLEMS[name], drawn(name, size=300)
+    if problem.measure == "squared error":
+        right = batch.target
+    else:
+        right = torch.nn.functional.one_hot(batch.target, problem.outputs).float()
+    assert problem.solved(problem.score(right, batch))
+    assert not problem.solved(problem.chance(30))
+    assert problem.loss(100 * right if problem.measure == "accuracy" else right, batch) < 1e-6
+
+
+def test_short_lengths_and_unknown_names_are_told():
+    with pytest.raises(UserError, match="at least 10"):
+        drawn("temporal-order", length=5)
+    with pytest.raises(UserError, match="'addition' is unknown; there are adding"):
+        problem_named("addition")
+    with pytest.raises(UserError, match="cell 'lstn' is unknown"):
+        run.run_case(run.Case("lstn", "adding", 10, 1), QUICK)
+
+
+def test_a_short_lag_is_learned_in_seconds():
+    settings = run.Settings(hidden=24, batch=32, rate=0.01, steps=400, check=50)
+    outcome = run.run_case(run.Case("gru", "delayed-recall", 6, 1), settings)
+    assert outcome.solved
+    assert outcome.stopped == "solved"
+    assert outcome.further is not None
+    again = run.run_case(run.Case("gru", "delayed-recall", 6, 1), settings)
+    assert (again.score, again.steps) == (outcome.score, outcome.steps)
+
+
+def test_all_cells_see_the_same_data():
+    one, other = (run.Case(cell, "adding", 10, 1) for cell in ("gru", "lstm"))
+    assert run._seed(one, "training") == run._seed(other, "training") != run._seed(one, "weights")
+
+
+def test_a_run_that_diverges_says_so():
+    outcome = run.run_case(run.Case("additive", "adding", 10, 1), run.Settings(hidden=4, rate=1e30, steps=20, check=1))
+    assert outcome.stopped == "diverged"
+    assert not outcome.solved
+    assert math.isfinite(outcome.score)
+
+
+def test_study_goes_on_where_it_stopped(tmp_path):
+    results = tmp_path / "deep" / "results.jsonl"
+    options = {"tasks": ["adding", "parity"], "lengths": [10], "settings": QUICK}
+    first = run.memory_study(results, cells=["gru"], seeds=[1], **options)
+    assert [(o.cell, o.task) for o in first] == [("gru", "adding"), ("gru", "parity")]
+    lines = results.read_bytes()
+    results.write_bytes(lines + b'{"cell": "lru", "ta')  # as if killed while writing
+
+    ran = []
+    both = run.memory_study(
+        results, cells=["gru", "lstm-chrono"], seeds=[1], **options, watch=lambda p: ran.append((p.case.cell, p.done))
+    )
+    assert {cell for cell, _ in ran} == {"lstm-chrono"}
+    assert max(done for _, done in ran) == 3
+    assert results.read_bytes().startswith(lines)
+    assert [json.loads(line)["cell"] for line in results.read_text().splitlines()] == ["gru"] * 2 + ["lstm-chrono"] * 2
+    assert both[0] == first[0]
+    assert run.memory_study(results, cells=["gru"], seeds=[1], **options) == first
+
+    text = run.table(both)
+    assert "| adding | lstm-chrono | 10 | 0 of 1 |" in text
+    run.figure(both).savefig(tmp_path / "figure.png")
+    results.write_text("{}\n")
+    with pytest.raises(UserError, match=r"results\.jsonl:1 is not an outcome"):
+        run.read_outcomes(results)
+
+
+def test_a_budget_is_shared_among_the_cases_left(tmp_path):
+    settings = run.Settings(hidden=4, steps=10**9, check=10**9)
+    outcomes = run.memory_study(
+        tmp_path / "r.jsonl",
+        cells=["gru", "elman"],
+        tasks=["copying"],
+        lengths=[5],
+        seeds=[1],
+        settings=settings,
+        minutes=1 / 60,
+    )
+    assert [o.stopped for o in outcomes] == ["time", "time"]
+    assert sum(o.seconds for o in outcomes) < 3
+    assert not math.isnan(outcomes[0].score)
+
+
+def test_command_line(tmp_path):
+    runner = typer.testing.CliRunner()
+    arguments = ["memory", "--out", str(tmp_path / "m"), "--cells", "gru,elman", "--tasks", "adding", "--lengths", "8"]
+    arguments += ["--seeds", "1", "--steps", "4", "--check", "2", "--hidden", "4"]
+    result = runner.invoke(study, arguments)
+    assert result.exit_code == 0, result.output
+    assert "| adding | elman | 8 | 0 of 1 |" in result.output
+    assert "1 of 2: gru on adding 8, seed 1" in result.output
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {"results.jsonl", "table.md", "figure.png"}
+    again = runner.invoke(study, arguments)
+    assert again.exit_code == 0
+    assert "1 of 2" not in again.output
+    wrong = runner.invoke(study, ["memory", "--out", str(tmp_path), "--lengths", "ten"])
+    assert isinstance(wrong.exception, UserError)
+    assert any(group.name == "study" for group in root.registered_groups)
