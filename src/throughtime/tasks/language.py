@@ -1,11 +1,12 @@
 """Learning to write from a text: a model of the next character, word or sub-word.
 
->>> import tempfile, pathlib
+>>> from pathlib import Path
+>>> from tempfile import TemporaryDirectory
 >>> from throughtime.learning import Training
->>> folder = pathlib.Path(tempfile.mkdtemp())
->>> _ = (folder / "text").write_text("to be or not to be " * 200)
 >>> settings = Settings(hidden=16, embedding=8, batch_size=4, window=16)
->>> model = train(folder / "text", folder / "run", settings, Training(steps=2))
+>>> with TemporaryDirectory() as folder:
+...     _ = Path(folder, "text").write_text("to be or not to be " * 200)
+...     model = train(Path(folder, "text"), Path(folder, "run"), settings, Training(steps=2))
 >>> len("".join(model.generate("to be", length=20)))
 20
 """
@@ -38,7 +39,6 @@ from throughtime.learning.processes import first_process
 from throughtime.learning.run_folder import refuse_overwriting
 from throughtime.tasks.decoding import Free, Rule, beam_search, sample
 from throughtime.tasks.form import Form
-from throughtime.tasks.language_report import report
 from throughtime.tasks.language_settings import Settings
 from throughtime.tasks.measuring import Evaluation, loss_of, measure
 from throughtime.tasks.network import NextUnit
@@ -200,6 +200,8 @@ def train(
     fit(problem, out, training, resume=resume, items=ITEMS[settings.unit])
     model = LanguageModel(network.eval(), vocabulary, settings, source.apart)
     if first_process():
+        from throughtime.tasks.language_report import report  # its figures load slowly; writing need not wait for them
+
         report(model, out, training)
     return model
 

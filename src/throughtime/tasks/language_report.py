@@ -39,7 +39,7 @@ def report(model: LanguageModel, run: Path, training: Training) -> Path:
         sections=[
             Section(
                 "How well it foretells the next unit",
-                _seen(loss, validation, chance),
+                _seen(loss, validation, chance, training.keep),
                 draw_curves(
                     [
                         Curve("training", *_axes(loss)),
@@ -83,13 +83,16 @@ def _lead(model: LanguageModel, validation: list[tuple[float, float]]) -> str:
     )
 
 
-def _seen(loss: list[tuple[float, float]], validation: list[tuple[float, float]], chance: float) -> list[str]:
+def _seen(
+    loss: list[tuple[float, float]], validation: list[tuple[float, float]], chance: float, keep: str
+) -> list[str]:
     sentences = [
         f"Lower is better; blind guessing would cost {chance:.2f} nats.",
     ]
     if validation:
         minutes, best = min(validation, key=lambda point: point[1])
-        sentences.append(f"Validation was lowest, {best:.3f}, after {minutes:.1f} minutes; those weights were kept.")
+        kept = "; those weights were kept" if keep == "best" else ""
+        sentences.append(f"Validation was lowest, {best:.3f}, after {minutes:.1f} minutes{kept}.")
         if validation[-1][1] > best + 0.01:
             sentences.append("After that it rose: the model went on to learn the training text by heart.")
     if validation and loss:
