@@ -60,6 +60,10 @@ class Decay(LinearCell):
         super().__init__(input_size, hidden_size)
         self.input = torch.nn.Linear(input_size, hidden_size)
         self.decay = torch.nn.Parameter(torch.randn(hidden_size))
+        self.start = torch.nn.Parameter(torch.randn(hidden_size))
+
+    def initial_state(self, batch_size):
+        return self.State(self.start.expand(batch_size, -1))  # what a reset goes back to
 
     def coefficients(self, x):
         return self.decay.sigmoid().expand(*x.shape[:-1], -1), self.input(x)
