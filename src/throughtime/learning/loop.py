@@ -101,15 +101,10 @@ def fit(
         Interrupted: (a `KeyboardInterrupt`) a signal came; the checkpoint is written.
     """
     fabric = make_fabric(training)
-    several = fabric.world_size > 1
-    try:
-        with determinism(training.deterministic), stop_requests(impatient=not several) as requests:
-            run = _Run(problem, Path(out), training, fabric, resume, items, on_record, console, requests)
-            with contextlib.closing(run):
-                return run.go()
-    finally:
-        if several:
-            torch.distributed.destroy_process_group()
+    with determinism(training.deterministic), stop_requests(impatient=fabric.world_size == 1) as requests:
+        run = _Run(problem, Path(out), training, fabric, resume, items, on_record, console, requests)
+        with contextlib.closing(run):
+            return run.go()
 
 
 class _Run:
@@ -165,7 +160,7 @@ class _Run:
         if not standing.stopped:
             self.model.train()
             self.teller.begin(cadence.share(standing))
-            while not (over := cadence.over(standing, self.step_takes, self.validates)):
+            while not (over := self._over()):
                 self._take_step()
                 if self.validates and cadence.validation_due(standing):
                     self._validate()
@@ -175,7 +170,7 @@ class _Run:
                     self._tell()
                 if self.requests.signal:
                     self._stop()
-                if cadence.checkpoint_due(standing):
+                if cadence.checkpoint_due(standing) and not self._over():
                     self._save()
             if standing.validated_step != standing.step:
                 self._validate()
@@ -187,6 +182,9 @@ class _Run:
         self.teller.close()
         if self.metrics is not None:
             self.metrics.close()
+
+    def _over(self) -> str:
+        return self.cadence.over(self.standing, self.step_takes, self.validates)
 
     # One step
 
