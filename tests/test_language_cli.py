@@ -354,7 +354,7 @@ def test_an_interrupted_run_says_how_to_go_on(prose: Path, tmp_path: Path) -> No
 
 
 def test_text_reaches_a_pipe_as_it_is_written_and_in_utf8(poet: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C", "PYTHONIOENCODING": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "throughtime", "generate", str(poet), "--lines", "4", "--line-length", "500000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None

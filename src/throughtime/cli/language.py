@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import io
 import itertools
 import json
 import sys
@@ -152,6 +153,7 @@ def demo(
         exclude="site-packages,dist-packages,test,tests,idle_test,lib2to3,__pycache__",
         vocabulary_size=128,  # rare characters of other scripts are <unk>
         valid_fraction=0.05,
+        valid_units=50_000,
     )
     training = language.TRAINING.bounded(minutes=minutes)
     source = Path(sysconfig.get_path("stdlib"))
@@ -175,7 +177,9 @@ def _form(lines: int | None, length: int | None, heads: str, punctuation: str) -
 
 
 def _show(prompt: str, pieces: Iterable[str]) -> None:
-    """Writes text as it comes, and a line break at its end."""
+    """Writes text as it comes, in UTF-8 whatever the locale, and a line break at its end."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     last = ""
     for piece in itertools.chain([prompt], pieces):
         sys.stdout.write(piece)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from throughtime.tasks.language import LanguageModel
 
 _LENGTH = {"char": 600, "word": 150, "bpe": 200}  # units of a sample
+_MOST = 6  # documents in a sample
 _LEARNT_BY_HEART = 0.1  # nats between training and validation that are worth a word
 
 
@@ -112,8 +113,19 @@ def _seen(
 def _samples(model: LanguageModel) -> list[Sample]:
     length = _LENGTH[model.settings.unit]
     kinds: list[tuple[str, dict[str, Any]]] = [
-        ("temperature 0.5: what it is sure of", {"temperature": 0.5, "seed": 1}),
-        ("temperature 0.8", {"temperature": 0.8, "seed": 1}),
-        ("temperature 1.0: as it learnt", {"temperature": 1.0, "seed": 1}),
+        ("temperature 0.5: what it is sure of", {"temperature": 0.5}),
+        ("temperature 0.8", {"temperature": 0.8}),
+        ("temperature 1.0: as it learnt", {"temperature": 1.0}),
     ]
-    return [Sample(title, "".join(model.generate(length=length, **cut))) for title, cut in kinds]
+    return [Sample(title, _written(model, length, cut)) for title, cut in kinds]
+
+
+def _written(model: LanguageModel, length: int, cut: dict[str, Any]) -> str:
+    """About so much text: one, or as many short documents as make it up."""
+    texts: list[str] = []
+    left = length
+    while left > 0 and len(texts) < _MOST:
+        pieces = list(model.generate(length=left, seed=len(texts) + 1, **cut))
+        texts.append("".join(pieces))
+        left -= len(pieces)
+    return "\n\n".join(text.strip("\n") for text in texts)
