@@ -11,9 +11,10 @@ from throughtime.cli.app import root
 from throughtime.cli.study import study
 from throughtime.errors import UserError
 from throughtime.studies import memory as run
+from throughtime.studies import temporal_order as order
 from throughtime.studies.problems import PROBLEMS, problem_named
 
-QUICK = run.Settings(hidden=16, batch=16, steps=40, check=20)
+QUICK = run.Settings(hidden=4, batch=16, steps=40, check=20)
 
 
 def drawn(name, size=2000, length=30, seed=0):
@@ -117,25 +118,25 @@ def test_a_run_that_diverges_says_so():
 
 def test_study_goes_on_where_it_stopped(tmp_path):
     results = tmp_path / "deep" / "results.jsonl"
-    options = {"tasks": ["adding", "parity"], "lengths": [10], "settings": QUICK}
+    options = {"tasks": ["adding", "multiplication"], "lengths": [10], "settings": QUICK}
     first = run.memory_study(results, cells=["gru"], seeds=[1], **options)
-    assert [(o.cell, o.task) for o in first] == [("gru", "adding"), ("gru", "parity")]
+    assert [(o.cell, o.task) for o in first] == [("gru", "adding"), ("gru", "multiplication")]
     lines = results.read_bytes()
     results.write_bytes(lines + b'{"cell": "lru", "ta')  # as if killed while writing
 
     ran = []
     both = run.memory_study(
-        results, cells=["gru", "lstm-chrono"], seeds=[1], **options, watch=lambda p: ran.append((p.case.cell, p.done))
+        results, cells=["gru", "gru-chrono"], seeds=[1], **options, watch=lambda p: ran.append((p.case.cell, p.done))
     )
-    assert {cell for cell, _ in ran} == {"lstm-chrono"}
+    assert {cell for cell, _ in ran} == {"gru-chrono"}
     assert max(done for _, done in ran) == 3
     assert results.read_bytes().startswith(lines)
-    assert [json.loads(line)["cell"] for line in results.read_text().splitlines()] == ["gru"] * 2 + ["lstm-chrono"] * 2
+    assert [json.loads(line)["cell"] for line in results.read_text().splitlines()] == ["gru"] * 2 + ["gru-chrono"] * 2
     assert both[0] == first[0]
     assert run.memory_study(results, cells=["gru"], seeds=[1], **options) == first
 
     text = run.table(both)
-    assert "| adding | lstm-chrono | 10 | 0 of 1 |" in text
+    assert "| adding | gru-chrono | 10 | 0 of 1 |" in text
     run.figure(both).savefig(tmp_path / "figure.png")
     results.write_text("{}\n")
     with pytest.raises(UserError, match=r"results\.jsonl:1 is not an outcome"):
@@ -144,17 +145,21 @@ def test_study_goes_on_where_it_stopped(tmp_path):
 
 def test_a_budget_is_shared_among_the_cases_left(tmp_path):
     settings = run.Settings(hidden=4, steps=10**9, check=10**9)
+    shares = []
     outcomes = run.memory_study(
         tmp_path / "r.jsonl",
         cells=["gru", "elman"],
-        tasks=["copying"],
+        tasks=["adding"],
         lengths=[5],
         seeds=[1],
         settings=settings,
         minutes=1 / 60,
+        watch=lambda progress: shares.append(progress.share),
     )
     assert [o.stopped for o in outcomes] == ["time", "time"]
-    assert sum(o.seconds for o in outcomes) < 3
+    assert max(shares[:-1]) <= 0.5
+    assert shares[-1] <= 0.5 + 1e-3
+    assert all(o.steps >= 1 for o in outcomes)
     assert not math.isnan(outcomes[0].score)
 
 
@@ -173,3 +178,22 @@ def test_command_line(tmp_path):
     wrong = runner.invoke(study, ["memory", "--out", str(tmp_path), "--lengths", "ten"])
     assert isinstance(wrong.exception, UserError)
     assert any(group.name == "study" for group in root.registered_groups)
+
+
+def test_temporal_order_begins_to_learn_and_is_tested_far_beyond():
+    recipe = order.Recipe(shortest=10, longest=12, weight=0.1, rate=0.05)
+    network, steps = order.train_temporal_order(recipe, steps=150, check=50)
+    assert steps == 150
+    assert order.errors_at(network, 12, 500, 3) < 0.6 < 0.7 < order.errors_at(order.OrderNetwork(recipe), 12, 500, 3)
+    result = order.study_temporal_order(recipe, minutes=0, lengths=(12, 2000), count=200)
+    assert set(result.errors) == {12, 2000}
+    assert json.loads(order.as_json(result))["tested"] == {"12": 200, "2000": 100}
+    assert order.order_figure([result]).axes
+
+
+def test_command_line_of_temporal_order(tmp_path):
+    arguments = ["temporal-order", "--out", str(tmp_path), "--minutes", "0", "--shortest", "10", "--longest", "12"]
+    result = typer.testing.CliRunner().invoke(study, [*arguments, "--count", "100"])
+    assert result.exit_code == 0, result.output
+    assert "length 5000:" in result.output
+    assert {p.name for p in tmp_path.iterdir()} == {"results.jsonl", "figure.png"}

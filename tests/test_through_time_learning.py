@@ -311,7 +311,7 @@ def test_gradient_is_clipped_at_every_step():
     cell, x, state, weights = random_case("lru")
     limit = 0.05
     clipped = ClippedGradient(cell, limit=limit)
-    y, _ = tt.unroll(clipped, x, state)
+    y, _ = tt.unroll(clipped, x, state, backend="reference")
     torch.testing.assert_close(y, tt.unroll(cell, x, state)[0])
     (weights * y).sum().backward()
     found = gradients(cell)
@@ -329,6 +329,19 @@ def test_gradient_is_clipped_at_every_step():
         torch.autograd.backward([y, new.h], [weights[:, t], back])
         back = clip(h.grad)
     same(found, gradients(cell), 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::throughtime.SlowPathWarning")
+def test_gradient_is_clipped_on_whatever_backend_is_chosen():
+    cell, x, state, weights = random_case("lstm")
+    found = []
+    for backend in ("auto", "reference"):
+        y, _ = tt.unroll(ClippedGradient(cell, limit=0.01), x, state, backend=backend)
+        (weights * y).sum().backward()
+        found.append(gradients(cell))
+    same(*found, 1e-12)
+    (weights * tt.unroll(cell, x, state)[0]).sum().backward()
+    assert any((p.grad - found[0][name]).abs().max() > 0.01 for name, p in cell.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "lru"])

@@ -89,6 +89,42 @@ def memory(
     console.print(f"{out / 'table.md'} and {out / 'figure.png'} are written", soft_wrap=True)
 
 
+@study.command("temporal-order")
+def temporal_order(
+    out: Annotated[Path, typer.Option(help="Folder for results.jsonl and figure.png.")] = Path("runs/temporal-order"),
+    minutes: Annotated[float, typer.Option(min=0, help="For training.")] = 60.0,
+    shortest: Annotated[int, typer.Option(min=10, help="The shortest sequences trained on.")] = 50,
+    longest: Annotated[int, typer.Option(min=10, help="The longest sequences trained on.")] = 100,
+    rate: Annotated[float, typer.Option(min=1e-9, help="Learning rate.")] = 0.01,
+    momentum: Annotated[float, typer.Option(min=0, max=0.999, help="Momentum.")] = 0.9,
+    weight: Annotated[float, typer.Option(min=0, help="Weight of the vanishing-gradient regulariser.")] = 1.0,
+    radius: Annotated[float, typer.Option(min=0.01, help="The spectral radius to begin with.")] = 0.95,
+    count: Annotated[int, typer.Option(min=1, help="Sequences to test on, fewer beyond 200 steps.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 1,
+) -> None:
+    """Train one tanh network of 50 units on short sequences and test it on long ones (Pascanu et al. 2013)."""
+    from throughtime.studies import temporal_order as order
+
+    if shortest > longest:
+        raise UserError(f"--shortest {shortest} is above --longest {longest}")
+    console = Console(stderr=True)
+    recipe = order.Recipe(
+        shortest=shortest, longest=longest, rate=rate, momentum=momentum, weight=weight, radius=radius, seed=seed
+    )
+    result = order.study_temporal_order(
+        recipe,
+        minutes=minutes,
+        count=count,
+        tell=lambda step, error: console.print(f"step {step:,}: {error:.1%} wrong at {longest} steps"),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "results.jsonl", "a", encoding="utf-8") as file:
+        file.write(order.as_json(result) + "\n")
+    order.order_figure([result]).savefig(out / "figure.png", dpi=110)
+    for length, error in result.errors.items():
+        typer.echo(f"length {length}: {error:.2%} of {result.tested[length]:,} wrong")
+
+
 root.add_typer(study, name="study")
 
 

@@ -117,7 +117,7 @@ def fixed_points(
         options: passed to `throughtime.unroll`.
     """
     with torch.no_grad():
-        _, _, states = unroll(cell, x, return_states=True, **options)
+        _, _, states = unroll(cell, x, return_states=True, **{"backend": "reference", **options})
     visited = flatten_state(type(states)(*(field.flatten(0, 1) for field in states)))  # (B * T, S)
     step = StepFunction(cell)
     generator = torch.Generator().manual_seed(seed)

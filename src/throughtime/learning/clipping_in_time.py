@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from throughtime.cells.cell import Cell
 from throughtime.cells.wrappers import Wrapper
@@ -20,7 +21,8 @@ class ClippedGradient(Wrapper):
         \text{backwards: } \frac{dL}{ds_{t-1}} \leftarrow \mathrm{clip}\left(\frac{dL}{ds_{t-1}}, -v, v\right)
 
     Clipping the norm of the whole gradient, after the sum over time, keeps the explosion's direction; clipping here
-    stops it where it arises, and the result is no longer the gradient of anything. Graves clips what goes into the
+    stops it where it arises, and the result is no longer the gradient of anything. It runs on the reference backend,
+    as the compiled one makes its own way back. Graves clips what goes into the
     LSTM's gates (in [-10, 10]); here it is what comes out of them into the state, so that it is defined for any cell.
 
     >>> from throughtime.cells import LSTM
@@ -67,6 +69,9 @@ def clip_gradient(x: Tensor, limit: float) -> Tensor:
     >>> x.grad
     tensor([0.5000, 1.0000])
     """
+    if get_proxy_mode() is not None:
+        # a graph of the way forwards would lose what is done on the way back
+        raise NotImplementedError("it clips gradients on their way back")
     return _ClipGradient.apply(x, limit)
 
 

@@ -61,11 +61,11 @@ class Replayed(Wrapper):
 
     def __init__(self, cell: Cell, noise: Any) -> None:
         super().__init__(cell)
-        self.whole = noise  # (B, T, ...)
-        self.start = 0
+        self._whole = noise  # (B, T, ...)
+        self._start = 0
 
     def noise(self, batch_size: int, steps: int) -> Any:
-        return steps_of(self.whole, self.start, self.start + steps)
+        return steps_of(self._whole, self._start, self._start + steps)
 
 
 class Runner:
@@ -95,7 +95,7 @@ class Runner:
             options = {"lengths": lengths, "resets": resets}
             return self.network(x, state, **{name: value for name, value in options.items() if value is not None})
         if isinstance(self.cell, Replayed):
-            self.cell.start = start
+            self.cell._start = start
         return unroll(self.cell, x, state, lengths=lengths, resets=resets, reverse=self.reverse, backend=self.backend)
 
 
