@@ -160,19 +160,22 @@ class _Run:
         if not standing.stopped:
             self.model.train()
             self.teller.begin(cadence.share(standing))
-            while not (over := self._over()):
+            over = self._over()
+            while not over:
                 self._take_step()
-                if self.validates and cadence.validation_due(standing):
+                over = self._over()
+                if self.validates and (over or cadence.validation_due(standing)):
                     self._validate()
-                elif cadence.log_due(standing):
+                    over = over or self._over()  # patience may have run out, or the time
+                elif over or cadence.log_due(standing):
                     self._log({})
                 elif self.teller.due():
                     self._tell()
                 if self.requests.signal:
                     self._stop()
-                if cadence.checkpoint_due(standing) and not self._over():
+                if not over and cadence.checkpoint_due(standing):
                     self._save()
-            if standing.validated_step != standing.step:
+            if self.validates and standing.validated_step != standing.step:  # over before the first step
                 self._validate()
             standing.stopped = over
             self._save()
@@ -290,7 +293,7 @@ class _Run:
         standing = self.standing
         if not self.on_cpu:
             self._check_finite()
-        if self.metrics is not None:
+        if self.metrics is not None and standing.step > standing.logged_step:  # one line a step
             record = self._record(measures)
             if self.on_record is not None:
                 record.update(self.on_record(record) or {})

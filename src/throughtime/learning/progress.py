@@ -69,6 +69,7 @@ class Teller:
                 self.word(record, share, left)
         else:
             self.line(describe(record, self.items))
+            self.word(record, share, left)
 
     def finished(self, steps: int, seconds: float, validation: Mapping[str, float], step: int, model: Path) -> None:
         """The last line."""
