@@ -366,11 +366,13 @@ def test_killed_at_random_moments_and_resumed_ends_in_the_same_bits(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert ran.returncode == 0, f"{command}\n{ran.stderr}"
-    assert json.loads(ran.stdout)["kills"] >= 2, command
-    assert model_bytes(tmp_path / "killed") == model_bytes(tmp_path / "whole"), command
-    steps = [record["step"] for record in read_metrics(tmp_path / "killed")]
-    assert steps == [record["step"] for record in read_metrics(tmp_path / "whole")]
-    assert steps == sorted(set(steps))
+    killed = sorted(tmp_path.glob("killed-*"))
+    assert killed
+    for run in killed:
+        assert model_bytes(run) == model_bytes(tmp_path / "whole"), command
+        steps = [record["step"] for record in read_metrics(run)]
+        assert steps == [record["step"] for record in read_metrics(tmp_path / "whole")]
+        assert steps == sorted(set(steps))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
