@@ -16,6 +16,8 @@ from throughtime.insight.gradient_flow import gradient_flow
 from throughtime.insight.jacobian import jacobian_spectrum
 from throughtime.insight.memory import memory
 from throughtime.insight.monitor import Monitor, TrainingWarning
+from throughtime.insight.report import write_report
+from throughtime.insight.sections import course_section, inside_sections
 from throughtime.insight.states import States, inside, position_in_line, states
 from throughtime.insight.textbook import textbook, textbook_figure
 from throughtime.learning import initialisation as init
@@ -382,3 +384,22 @@ def test_monitor_warns_as_python_does_unless_told_otherwise():
         network(torch.randn(2, 20, 3))
     with pytest.raises(ValueError, match=r"no throughtime\.Recurrent"):
         Monitor(torch.nn.Linear(2, 2))
+
+
+# ---- the report
+
+
+@pytest.mark.parametrize("name", ["elman", "irnn", "lstm", "lru"])
+def test_sections_make_a_report(tmp_path, name):
+    torch.manual_seed(0)
+    text = 'he "no" or\nleft "now"'
+    network = tt.Recurrent(CATALOGUE[name].make, 3, 5, num_layers=2).eval()
+    found = inside_sections(network, torch.randn(1, len(text), 3), text=text)
+    course = course_section([{"step": 1, "loss": 2.0}, {"step": 2, "flow layer 0 h": 0.9}], ["gradients vanish"])
+    assert course_section([{"step": 1, "loss": 2.0}]) is None
+    assert any("gradients vanish" in sentence for sentence in course.sentences)
+    assert {"Gradients through time", "States", "Units that follow quotes"} <= {section.title for section in found}
+    write_report(tmp_path / "report.html", title="t", lead="l", sections=[*found, course], settings={})
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/svg+xml") == len(found) + 1
+    assert "http://" not in page.split("base64")[0]
