@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 import throughtime
-from throughtime.cli import cells, language
+from throughtime.cli import cells, language, study
 from throughtime.cli.app import evaluate, generate, predict, root, train
 
 # Modules that bring commands; a job's module brings `train JOB` and what a run of it knows.
-COMMANDS = (cells, language)
+COMMANDS = (cells, language, study)
 
 for name, group in {"train": train, "evaluate": evaluate, "generate": generate, "predict": predict}.items():
     if group.registered_commands:

@@ -74,7 +74,7 @@ class MetricsFile:
         os.ftruncate(self._handle, self.position)
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: Path | str) -> list[dict[str, Any]]:
     """The records of a run, in the order of its steps.
 
     Raises:

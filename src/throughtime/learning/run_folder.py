@@ -34,7 +34,7 @@ class Config(NamedTuple):
     settings: dict[str, Any]  # whatever the job needs to build its model again; plain JSON
 
 
-def begin_run(run: Path, job: str, settings: dict[str, Any], *, resume: bool = False) -> None:
+def begin_run(run: Path | str, job: str, settings: dict[str, Any], *, resume: bool = False) -> None:
     """Makes the folder of a run, or, with ``resume``, finds it to be the same run.
 
     Only the first of several processes writes.
@@ -45,6 +45,7 @@ def begin_run(run: Path, job: str, settings: dict[str, Any], *, resume: bool = F
     """
     if not first_process():
         return
+    run = Path(run)
     refuse_overwriting(run, resume)
     if resume and (run / CONFIG).exists():
         before = load_config(run)
@@ -66,12 +67,13 @@ def begin_run(run: Path, job: str, settings: dict[str, Any], *, resume: bool = F
         write_file(run / CONFIG, json_bytes("run", {"job": job, "settings": settings}))
 
 
-def refuse_overwriting(run: Path, resume: bool) -> None:
+def refuse_overwriting(run: Path | str, resume: bool) -> None:
     """Nothing that was trained is ever overwritten unasked.
 
     Raises:
         UserError: there is a run in the folder and ``resume`` is not asked for; or there is a file of that name.
     """
+    run = Path(run)
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
     if resume:
@@ -81,12 +83,13 @@ def refuse_overwriting(run: Path, resume: bool) -> None:
             raise UserError(f"{run} holds a run already; go on with it by --resume, or name another folder")
 
 
-def load_config(run: Path) -> Config:
+def load_config(run: Path | str) -> Config:
     """What the run is.
 
     Raises:
         UserError: the folder or its config.json is missing, cut short, altered or newer.
     """
+    run = Path(run)
     if not run.exists():
         raise UserError(f"{run} does not exist; name the folder of a run")
     if run.is_dir() and not (run / CONFIG).exists():
@@ -95,7 +98,7 @@ def load_config(run: Path) -> Config:
     return Config(content["job"], content["settings"])
 
 
-def save_model(run: Path, model: nn.Module) -> None:
+def save_model(run: Path | str, model: nn.Module) -> None:
     """Writes the weights, whole or not at all.
 
     Raises:
@@ -104,19 +107,21 @@ def save_model(run: Path, model: nn.Module) -> None:
     save_weights(run, model.state_dict())
 
 
-def save_weights(run: Path, weights: Mapping[str, Tensor]) -> None:
+def save_weights(run: Path | str, weights: Mapping[str, Tensor]) -> None:
     """The same for weights that stand in no model at the moment."""
+    run = Path(run)
     with full_disk_told(run / MODEL):
         run.mkdir(parents=True, exist_ok=True)
         write_file(run / MODEL, tensor_bytes("model", weights))
 
 
-def load_model(run: Path, model: nn.Module) -> None:
+def load_model(run: Path | str, model: nn.Module) -> None:
     """Puts the run's weights into a model built as its settings say.
 
     Raises:
         UserError: the weights are missing, cut short, altered, newer, or of another model.
     """
+    run = Path(run)
     if run.is_dir() and not (run / MODEL).exists():
         raise UserError(f"{run} has no {MODEL} yet: its training saved nothing so far; go on with it by --resume")
     fill(model, read_tensors(run / MODEL, "model"), run / MODEL)
