@@ -322,6 +322,8 @@ def test_monitor_names_a_run_that_vanishes():
     assert sum("vanish" in text for text in said) == 1
     assert monitor.numbers["flow layer 0 h"] < 0.3
     assert said == monitor.warnings
+    assert monitor({})["monitor"] == said
+    assert "monitor" not in monitor({})  # once is enough
 
 
 def test_monitor_says_nothing_of_a_healthy_run():
@@ -395,7 +397,7 @@ def test_sections_make_a_report(tmp_path, name):
     text = 'he "no" or\nleft "now"'
     network = tt.Recurrent(CATALOGUE[name].make, 3, 5, num_layers=2).eval()
     found = inside_sections(network, torch.randn(1, len(text), 3), text=text)
-    course = course_section([{"step": 1, "loss": 2.0}, {"step": 2, "flow layer 0 h": 0.9}], ["gradients vanish"])
+    course = course_section([{"step": 1}, {"step": 2, "flow layer 0 h": 0.9, "monitor": ["gradients vanish"]}])
     assert course_section([{"step": 1, "loss": 2.0}]) is None
     assert any("gradients vanish" in sentence for sentence in course.sentences)
     assert {"Gradients through time", "States", "Units that follow quotes"} <= {section.title for section in found}

@@ -81,6 +81,7 @@ class Monitor:
         self.warnings: list[str] = []
         self._say = say
         self._said: set[str] = set()
+        self._told = 0
         self._looking = False
         self._parts = {path: m for path, m in network.named_modules() if isinstance(m, Recurrent)}
         if not self._parts:
@@ -92,12 +93,16 @@ class Monitor:
             part.register_forward_pre_hook(self._hook(path), with_kwargs=True) for path, part in self._parts.items()
         ]
 
-    def __call__(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """The latest numbers, with a look at the parameters' gradients as they are now."""
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The latest numbers, after a look at the parameters' gradients as they are now.
+
+        Warnings since the last call stand under "monitor".
+        """
         grads = [p.grad for p in self.network.parameters() if p.grad is not None]
         if grads and not all(bool(grad.isfinite().all()) for grad in grads):
             self._warn("exploding", f"gradients explode: some are no longer finite. {_AGAINST_EXPLOSION}")
-        return dict(self.numbers)
+        new, self._told = self.warnings[self._told :], len(self.warnings)
+        return {**self.numbers, **({"monitor": new} if new else {})}
 
     def close(self) -> None:
         """Stops looking."""

@@ -91,12 +91,11 @@ def inside_sections(
     return sections
 
 
-def course_section(records: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()) -> Section | None:
+def course_section(records: Sequence[Mapping[str, Any]]) -> Section | None:
     """What the `Monitor` saw in the course of a run, from the records of metrics.jsonl; None where it saw nothing.
 
     Args:
         records: of `throughtime.learning.read_metrics`.
-        warnings: what the monitor said.
     """
     names = [name for name in dict.fromkeys(key for r in records for key in r) if name.startswith("flow ")]
     if not names:
@@ -108,6 +107,7 @@ def course_section(records: Sequence[Mapping[str, Any]], warnings: Sequence[str]
     axes.axhline(1, color="black", linewidth=0.5)
     finish(axes, "Factor of the gradient a step back", "training step", "factor")
     legend(axes)
+    warnings = [text for record in records for text in record.get("monitor", ())]
     said = [f"The monitor said: {text}" for text in warnings] or ["The monitor had nothing to say against it."]
     return Section(
         "Gradients through time, in the course of training",

@@ -1,0 +1,78 @@
+"""``throughtime inspect RUN``: what happens inside a trained model."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from throughtime.cli.app import root
+from throughtime.errors import UserError
+
+
+@root.command("inspect")
+def inspect(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    text: Annotated[
+        Path | None, typer.Option(help="Text to read; by default the model reads what it writes itself.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=10, max=2000, help="How many units of it.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="The page; RUN/inside.html by default.")] = None,
+) -> None:
+    """Draw what happens inside a trained model: gradients through time, memory, gates, states."""
+    # here, as these bring matplotlib, which other commands need not wait for
+    from throughtime.insight.report import write_report
+    from throughtime.insight.sections import course_section, inside_sections
+    from throughtime.learning import load_config, read_metrics
+
+    config = load_config(run)
+    if config.job not in _READERS:
+        raise UserError(f"{run} is a run of {config.job!r}; inspect knows runs of {', '.join(_READERS)}")
+    network, x, target, pieces = _READERS[config.job](run, text, length)
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+
+    sections = inside_sections(network, x, loss, text=pieces)
+    course = course_section(read_metrics(run))
+    if course is not None:
+        sections.insert(0, course)
+    page = run / "inside.html" if out is None else out
+    write_report(
+        page,
+        title=f"Inside {run.resolve().name}",
+        lead=" ".join(sections[1 if course is not None else 0].sentences[:1]),
+        sections=sections,
+        settings={name.replace("_", " "): value for name, value in config.settings.items() if name != "vocabulary"},
+    )
+    typer.echo(str(page))
+
+
+def _language(run: Path, text: Path | None, length: int) -> tuple[Any, torch.Tensor, torch.Tensor, list[str]]:
+    """The network, what it reads, what comes next, and the units as text."""
+    from throughtime.tasks import language
+
+    model = language.load(run)
+    if text is None:
+        read = "".join(model.generate(length=length + 1))
+    else:
+        try:
+            with open(text, encoding="utf-8") as file:
+                read = file.read(20 * length)
+        except OSError as error:
+            raise UserError(f"{text}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{text}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    numbers = list(itertools.islice(model.vocabulary.encode(read), length + 1))
+    if len(numbers) < 10:
+        raise UserError(f"{text or run}: {len(numbers)} units are too few to look into; give at least 10")
+    write = model.vocabulary.writer()
+    pieces = [write(int(number)) for number in numbers[:-1]]
+    known = torch.as_tensor(numbers, dtype=torch.long)[None]
+    return model.network, known[:, :-1], known[:, 1:], pieces
+
+
+_READERS = {"language": _language}
