@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from throughtime.tasks.language import LanguageModel
 
 _LENGTH = {"char": 600, "word": 150, "bpe": 200}  # units of a sample
+_NAME = {"char": "character", "word": "word", "bpe": "sub-word"}
 _MOST = 6  # documents in a sample
 _LEARNT_BY_HEART = 0.1  # nats between training and validation that are worth a word
 
@@ -32,6 +33,7 @@ def report(model: LanguageModel, run: Path, training: Training) -> Path:
     settings = {**asdict(model.settings), **{f"training: {k}": v for k, v in training.to_json().items()}}
     settings["parameters"] = f"{sum(p.numel() for p in model.network.parameters()):,}"
     settings["vocabulary"] = f"{model.vocabulary.size:,} units"
+    unit = _NAME[model.settings.unit]
     path = run / "report.html"
     write_report(
         path,
@@ -39,7 +41,7 @@ def report(model: LanguageModel, run: Path, training: Training) -> Path:
         lead=_lead(model, validation),
         sections=[
             Section(
-                "How well it foretells the next unit",
+                f"How well it foretells the next {unit}",
                 _seen(loss, validation, chance, training.keep),
                 draw_curves(
                     [
@@ -47,7 +49,7 @@ def report(model: LanguageModel, run: Path, training: Training) -> Path:
                         Curve("validation", *_axes(validation), marked=True),
                     ],
                     x_label="minutes",
-                    y_label="nats a unit",
+                    y_label=f"nats a {unit}",
                 ),
                 "Training and validation loss over time",
             ),
@@ -79,8 +81,8 @@ def _lead(model: LanguageModel, validation: list[tuple[float, float]]) -> str:
         return f"{made}, not validated."
     best = min(y for _, y in validation)
     return (
-        f"{made}: {best:.3f} nats ({best / math.log(2):.3f} bits) a unit on text it was not trained on, as if it chose "
-        f"among {math.exp(best):.1f} equally likely units each time."
+        f"{made}: {best:.3f} nats ({best / math.log(2):.3f} bits) a {_NAME[settings.unit]} on text it was not trained "
+        f"on, as if it chose among {math.exp(best):.1f} equally likely ones each time."
     )
 
 
