@@ -630,7 +630,7 @@ out = Path(sys.argv[1])
 for steps in (6, 12):
     toy = Toy(dropout=0.0, dtype=torch.float64)
     fit(toy, out, Training(steps=steps, log_every=1, validate_every=4, precision="64-true"), resume=True)
-total = sum(float(p.sum()) for p in toy.model.parameters())
+total = sum(p.sum().item() for p in toy.model.parameters())
 (out / f"sum-{os.environ['RANK']}").write_text(repr(total))
 """
 

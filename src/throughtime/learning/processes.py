@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from typing import TYPE_CHECKING, Any, cast
@@ -48,7 +49,16 @@ def make_fabric(training: Training) -> Fabric:
         precision=cast(Any, training.precision),
     )
     fabric.launch()
+    if several:
+        atexit.unregister(_part)
+        atexit.register(_part)  # not before: a second run in these processes goes on with the same group
     return fabric
+
+
+def _part() -> None:
+    """Ends the group in order; its threads would otherwise bring a process that exits down."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _has_bfloat16(device: str) -> bool:
