@@ -391,7 +391,7 @@ def test_monitor_warns_as_python_does_unless_told_otherwise():
 # ---- the report
 
 
-@pytest.mark.parametrize("name", ["elman", "irnn", "lstm", "lru"])
+@pytest.mark.parametrize("name", ["irnn", "lru"])
 def test_sections_make_a_report(tmp_path, name):
     torch.manual_seed(0)
     text = 'he "no" or\nleft "now"'

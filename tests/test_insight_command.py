@@ -19,9 +19,9 @@ def run(tmp_path_factory):
 
 
 def test_a_run_is_looked_into(run, tmp_path, capsys):
-    command.inspect(run, length=40)
+    command.inspect(run, length=20)
     assert "Gradients through time" in (run / "inside.html").read_text(encoding="utf-8")
-    command.inspect(run, run.parent / "text.txt", out=tmp_path / "in.html")
+    command.inspect(run, run.parent / "text.txt", length=30, out=tmp_path / "in.html")
     assert "Units that follow quotes" in (tmp_path / "in.html").read_text(encoding="utf-8")
     assert capsys.readouterr().out.splitlines() == [str(run / "inside.html"), str(tmp_path / "in.html")]
 

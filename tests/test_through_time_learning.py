@@ -124,8 +124,11 @@ def test_truncated_refuses_what_it_cannot_do_exactly():
 # ---- checkpointed
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
-def test_checkpointed_has_the_gradients_of_the_whole(name):
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [*((name, "reference") for name in CATALOGUE), *((name, "auto") for name in ("lstm", "gru-cho", "mingru", "lru"))],
+)
+def test_checkpointed_has_the_gradients_of_the_whole(name, backend):
     cell, x, state, weights = random_case(name)
     lengths = torch.tensor([7, 0, 5])
     resets = torch.tensor([[0, 0, 0, 1, 0, 0, 0], [1, 0, 1, 0, 0, 0, 1], [0, 1, 0, 0, 0, 1, 0]]).bool()
@@ -134,7 +137,7 @@ def test_checkpointed_has_the_gradients_of_the_whole(name):
         for run in (tt.unroll, lambda *a, **k: checkpointed(*a, segments=3, **k)):
             inputs = x.clone().requires_grad_()
             start = type(state)(*(f.clone().requires_grad_() for f in state))
-            y, final = run(cell, inputs, start, lengths=lengths, resets=resets, reverse=reverse)
+            y, final = run(cell, inputs, start, lengths=lengths, resets=resets, reverse=reverse, backend=backend)
             loss = (weights * y.square()).sum() + sum(f.abs().pow(3).sum() for f in final)
             loss.backward()
             results.append((y.detach(), *(f.detach() for f in final), inputs.grad, *(f.grad for f in start)))
@@ -228,7 +231,7 @@ def online(learner_class, cell, x, state, weights, resets=None):
 def test_rtrl_is_bptt(name):
     cell, x, _, weights = random_case(name)
     found, learner = online(RTRL, cell, x, None, weights)
-    y, final = tt.unroll(cell, x)
+    y, final = tt.unroll(cell, x, backend="reference")
     (weights * y.square()).sum().backward()
     same(found, gradients(cell), 1e-10)
     torch.testing.assert_close(learner.state, type(final)(*(f.detach() for f in final)))
@@ -242,7 +245,7 @@ def test_rtrl_with_a_state_resets_and_the_last_loss_only():
     last[:, -1] = weights[:, -1]
     for w in (weights, last):
         found, _ = online(RTRL, cell, x, state, w, resets)
-        y, _ = tt.unroll(cell, x, state, resets=resets)
+        y, _ = tt.unroll(cell, x, state, resets=resets, backend="reference")
         (w * y.square()).sum().backward()
         same(found, gradients(cell), 1e-10)
 
@@ -251,7 +254,7 @@ def test_rtrl_with_a_state_resets_and_the_last_loss_only():
 def test_snap1_is_exact_where_units_do_not_see_each_other(name):
     cell, x, _, weights = random_case(name)
     found, _ = online(SnAp1, cell, x, None, weights)
-    y, _ = tt.unroll(cell, x)
+    y, _ = tt.unroll(cell, x, backend="reference")
     (weights * y.square()).sum().backward()
     same(found, gradients(cell), 1e-10)
 

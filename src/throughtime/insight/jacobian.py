@@ -16,7 +16,7 @@ from throughtime.insight.figures import Array, finish, legend, new_figure
 from throughtime.insight.record import Layer, record_run
 from throughtime.learning.flat import StepFunction, field_slices, flatten_state
 
-AT_ONCE = 2**24  # numbers of Jacobians held at a time
+AT_ONCE = 2**22  # numbers of Jacobians held at a time
 
 
 @dataclass(frozen=True)

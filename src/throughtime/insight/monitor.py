@@ -205,11 +205,11 @@ class Monitor:
 
 _AGAINST_EXPLOSION = (
     "Try clipping gradients by norm (1 is a good start), a smaller learning rate, or recurrent weights that start "
-    "orthogonal (throughtime.learning.orthogonal_)."
+    "orthogonal (throughtime.learning.initialisation.orthogonal_)."
 )
 _AGAINST_VANISHING = (
     "Try a cell that keeps (LSTM or GRU, with a forget bias of 1 or more, or chrono_ for long lags), or recurrent "
-    "weights that start orthogonal or as the identity (throughtime.learning.orthogonal_, identity_)."
+    "weights that start orthogonal or as the identity (orthogonal_, identity_ of throughtime.learning.initialisation)."
 )
 
 

@@ -15,6 +15,7 @@ from throughtime.insight.memory import memory
 from throughtime.insight.report import Section
 from throughtime.insight.states import inside, position_in_line, states
 
+STEPS = 64  # whose Jacobians are decomposed: the dearest of the views
 SHOWN = 12  # units in the heat map of those that respond
 
 
@@ -50,7 +51,7 @@ def inside_sections(
             "Norm of the gradient of the loss by earlier states against the lag",
         )
     ]
-    for spectrum in jacobian_spectrum(network, x, **options):
+    for spectrum in jacobian_spectrum(network, x, steps=STEPS, **options):
         sections.append(
             Section(
                 "What one step does to a gradient",
