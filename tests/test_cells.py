@@ -13,6 +13,9 @@ from throughtime.layers import Recurrent
 
 close = torch.testing.assert_close
 
+# what wraps a complex state runs on the reference loop, which says that it is slow
+by_reference = pytest.mark.filterwarnings("ignore::throughtime.SlowPathWarning")
+
 
 def double(cell):
     """The cell in float64 with random parameters, biases included."""
@@ -79,6 +82,7 @@ def test_first_and_second_derivatives(name):
     check_derivatives(make_cell(name, 3, 2), each_second_one=True)
 
 
+@by_reference
 @pytest.mark.parametrize(
     "make",
     [
@@ -369,6 +373,7 @@ def test_additive_memory_never_fades():
     close(grad, torch.ones_like(grad))
 
 
+@by_reference
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru-cho", "lstm-projected", "lru", "own"])
 def test_wrappers_that_do_nothing(name, training):

@@ -383,6 +383,7 @@ def filled(module: Any, parameters: dict[str, Tensor], path: str = "") -> Any:
     """
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
+    copy.__dict__["stands_for"] = module  # what the engine knows of the one holds for the other
     copy.__dict__["_parameters"] = {
         name: None if own is None else parameters[path + name] for name, own in module._parameters.items()
     }

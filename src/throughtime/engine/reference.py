@@ -8,16 +8,21 @@ import torch
 from torch import Tensor
 
 from throughtime.cells.cell import Cell, at_step
-from throughtime.engine.sequence import Sequence, map_state
+from throughtime.engine.sequence import Result, Sequence, map_state, run_forwards
 
 
-def refusal(cell: Cell) -> str | None:
+def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
     """Why this backend cannot take the cell; None, as it takes any."""
     return None
 
 
-def run(cell: Cell, sequence: Sequence, return_states: bool) -> tuple[Tensor, Any, Any]:
+def run(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
     """Outputs (B, T, O), the final state, and all states (fields (B, T, ...)) where asked for."""
+    return run_forwards(lambda forwards: loop(cell, forwards, return_states), sequence)
+
+
+def loop(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
+    """The loop itself, forwards."""
     state = sequence.state
     outputs, states = [], []
     for t in range(sequence.steps):
@@ -27,9 +32,7 @@ def run(cell: Cell, sequence: Sequence, return_states: bool) -> tuple[Tensor, An
         x = sequence.x[:, t]  # (B, I)
         y, new = cell.step(x, state) if noise is None else cell.step(x, state, noise)
         if sequence.lengths is not None:
-            real = t < sequence.lengths  # (B,)
-            y = torch.where(real[:, None], y, torch.zeros_like(y))
-            new = choose(real, new, state)
+            new = choose(t < sequence.lengths, new, state)
         state = type(sequence.state)(*new)
         outputs.append(y)
         states.append(state)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from throughtime.cells.cell import Cell
 from throughtime.cells.linear import LinearCell
-from throughtime.engine.sequence import Sequence, within
+from throughtime.engine.sequence import Result, Sequence, run_forwards, within
 
 
-def refusal(cell: Cell) -> str | None:
+def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
     """Why this backend cannot take the cell, or None."""
     if not isinstance(cell, LinearCell):
         return f"{type(cell).__name__} is not a LinearCell"
@@ -21,9 +19,14 @@ def refusal(cell: Cell) -> str | None:
     return None
 
 
-def run(cell: Cell, sequence: Sequence, return_states: bool) -> tuple[Tensor, Any, Any]:
+def run(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
     """As `reference.run`."""
     assert isinstance(cell, LinearCell)
+    return run_forwards(lambda forwards: parallel(cell, forwards, return_states), sequence)
+
+
+def parallel(cell: LinearCell, sequence: Sequence, return_states: bool) -> Result:
+    """All steps at once, forwards."""
     x, (h0,) = sequence.x, sequence.state
     if sequence.steps == 0:
         y = x.new_zeros(sequence.batch_size, 0, cell.output_size)
@@ -33,7 +36,6 @@ def run(cell: Cell, sequence: Sequence, return_states: bool) -> tuple[Tensor, An
         reset = sequence.resets[..., None]
         b = torch.where(reset, a * sequence.initial[0][:, None] + b, b)
         a = torch.where(reset, torch.zeros_like(a), a)
-    real = None
     if sequence.lengths is not None:
         real = within(sequence.lengths, sequence.steps)[..., None]  # (B, T, 1)
         a = torch.where(real, a, torch.ones_like(a))  # padding carries the state on
@@ -41,8 +43,6 @@ def run(cell: Cell, sequence: Sequence, return_states: bool) -> tuple[Tensor, An
     b = torch.cat([b[:, :1] + a[:, :1] * h0[:, None], b[:, 1:]], dim=1)
     h = linear_scan(a, b)  # (B, T, H)
     y = cell.read(x, h)
-    if real is not None:
-        y = torch.where(real, y, torch.zeros_like(y))
     return y, cell.State(h[:, -1]), cell.State(h) if return_states else None
 
 

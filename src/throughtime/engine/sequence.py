@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,15 +12,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequence:
-    """The arguments of `unroll`, checked. Padding in ``x`` is zero, so that nothing unread can spoil a gradient."""
+    """The arguments of `unroll`, checked."""
 
     x: Tensor  # (B, T, I)
     state: Any  # fields (B, ...)
     initial: Any  # fields (B, ...); what a reset goes back to
     noise: Any  # tensors (B, T, ...), nested in tuples, or None
     lengths: Tensor | None  # (B,)
-    resets: Tensor | None  # (B, T) bool
+    resets: Tensor | None  # (B, T) bool; a border before the step, in either direction
     reverse: bool = False
+
+    @property
+    def real(self) -> Tensor | None:
+        """Whether a step is real and not padding: (B, T) bool; None where all are."""
+        return None if self.lengths is None else within(self.lengths, self.steps)
 
     @property
     def batch_size(self) -> int:
@@ -29,6 +34,9 @@ class Sequence:
     @property
     def steps(self) -> int:
         return self.x.shape[1]
+
+
+Result = tuple[Tensor, Any, Any]  # outputs (B, T, O), final state, all states (fields (B, T, ...)) or None
 
 
 def map_state(function: Callable[..., Tensor], *states: Any) -> Any:
@@ -121,3 +129,37 @@ class Reversal:
         """A reset is a border before a step; seen from behind, it stands before the step on its other side."""
         turned = self(resets)
         return torch.cat([torch.zeros_like(turned[:, :1]), turned[:, :-1]], dim=1)
+
+
+def turn_noise(noise: Any, turn: Reversal) -> Any:
+    """Nested noise turned: what was drawn for a step stays with it."""
+    if noise is None:
+        return None
+    if isinstance(noise, Tensor):
+        return turn(noise)
+    return tuple(turn_noise(part, turn) for part in noise)
+
+
+def run_forwards(loop: Callable[[Sequence], Result], sequence: Sequence) -> Result:
+    """Runs a sequence through a loop that knows neither reversal nor padding.
+
+    The loop is given zeros for padding, so that nothing that stands there can spoil a gradient; of what it gives for
+    padding, zeros are made.
+    """
+    real, x, resets, noise = sequence.real, sequence.x, sequence.resets, sequence.noise
+    if real is not None:
+        x = past_zeroed(x, real)
+    turn = Reversal(x, sequence.lengths) if sequence.reverse else None
+    if turn is not None:
+        x, noise = turn(x), turn_noise(noise, turn)
+        resets = None if resets is None else turn.resets(resets)
+    if real is not None and resets is not None:
+        resets = resets & real  # the final state is that of the last real step, whatever the padding holds
+    y, final, states = loop(replace(sequence, x=x, noise=noise, resets=resets, reverse=False))
+
+    def back(field: Tensor) -> Tensor:
+        if real is not None:
+            field = past_zeroed(field, real)
+        return field if turn is None else turn(field)
+
+    return back(y), final, None if states is None else map_state(back, states)

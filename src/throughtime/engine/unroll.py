@@ -9,17 +9,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from throughtime.cells.cell import Cell
-from throughtime.engine.explain import BACKENDS, explain
+from throughtime.engine.explain import BACKENDS, choose
 from throughtime.engine.sequence import (
-    Reversal,
     Sequence,
     check_input,
     check_lengths,
     check_resets,
     check_state,
     map_state,
-    past_zeroed,
-    within,
 )
 
 
@@ -65,6 +62,9 @@ def unroll(
 
     Raises:
         ValueError: an argument's shape or type does not fit, or the backend cannot take the cell.
+
+    Warns:
+        SlowPathWarning: once for each reason, where "auto" is left with the loop in plain PyTorch.
     """
     if parameters is not None:
         unknown = set(parameters) - {name for name, _ in cell.named_parameters(remove_duplicate=False)}
@@ -87,28 +87,9 @@ def unroll(
     if next(cell.parameters(), None) is None:
         initial = map_state(lambda field: field.to(x), initial)
     state = initial if state is None else check_state(state, initial)
-    real = None if lengths is None else within(lengths, x.shape[1])  # (B, T)
-    if real is not None:
-        x = past_zeroed(x, real)
-    turn = Reversal(x, lengths) if reverse else None
-    if turn is not None:
-        x = turn(x)
-        resets = None if resets is None else turn.resets(resets)
-    if real is not None and resets is not None:
-        resets = resets & real  # the final state is that of the last real step, whatever the padding holds
-
-    sequence = Sequence(x, state, initial, cell.noise(x.shape[0], x.shape[1]), lengths, resets)
-    plan = explain(cell, backend)
-    y, final, states = BACKENDS[plan.backend].run(cell, sequence, return_states)
-
-    y = y if turn is None else turn(y)
-    if not return_states:
-        return y, final
-    if real is not None:
-        states = map_state(lambda field: past_zeroed(field, real), states)
-    if turn is not None:
-        states = map_state(turn, states)
-    return y, final, states
+    sequence = Sequence(x, state, initial, cell.noise(x.shape[0], x.shape[1]), lengths, resets, reverse)
+    y, final, states = BACKENDS[choose(cell, backend, sequence).backend].run(cell, sequence, return_states)
+    return (y, final, states) if return_states else (y, final)
 
 
 class _Unroll(nn.Module):

@@ -102,9 +102,9 @@ def differentiate(graph: Graph, seeds: Iterable[tuple[Node, Node]]) -> Adjoint:
     for node in reversed(walk(node for node, _ in seeds)):
         if node in slices:
             add(node, _joined(graph, slices[node], node.width))
-        g = derivatives.get(node)
-        if g is None:
+        if node not in derivatives:
             continue
+        g = derivatives[node]
         if node.op == "input":
             inputs[node.detail] = g
         elif node.op == "vector":
@@ -126,9 +126,9 @@ def differentiate(graph: Graph, seeds: Iterable[tuple[Node, Node]]) -> Adjoint:
         elif node.op == "sum":
             add(node.arguments[0], g)
         else:
-            for argument, part in zip(node.arguments, RULES[node.op](graph, node, g), strict=True):
-                if part is not None:
-                    add(argument, part)
+            for argument, by_argument in zip(node.arguments, RULES[node.op](graph, node, g), strict=True):
+                if by_argument is not None:
+                    add(argument, by_argument)
     return Adjoint(inputs, vectors, products)
 
 
@@ -155,6 +155,7 @@ def _zeros(graph: Graph, width: int) -> Node:
 
 def _overlapping(graph: Graph, parts: dict[int, Node], width: int) -> Node:
     total: Node | None = None
+    whole: Node
     for first, part in parts.items():
         pieces = [_zeros(graph, first)] if first else []
         pieces.append(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from throughtime.cells.cell import Cell
 from throughtime.cells.wrappers import Wrapper
+from throughtime.engine import reference
+from throughtime.engine.cpu.graph import evaluate
 from throughtime.engine.cpu.kernels import (
     REAL,
     Kernels,
@@ -22,9 +24,9 @@ from throughtime.engine.cpu.kernels import (
     rows_of,
 )
 from throughtime.engine.cpu.machine import instruction_set
-from throughtime.engine.cpu.program import build
-from throughtime.engine.cpu.trace import Step, Untraceable, flatten, trace, unflatten
-from throughtime.engine.sequence import Sequence, map_state
+from throughtime.engine.cpu.program import build, describe_program
+from throughtime.engine.cpu.trace import Step, Untraceable, flatten, trace
+from throughtime.engine.sequence import Result, Sequence, map_state
 
 
 class Resetting(Wrapper):
@@ -41,7 +43,6 @@ class Prepared:
     """A cell as traced, and its kernels by what is asked of them."""
 
     step: Step
-    names: list[str]  # of parameters and buffers
     kernels: dict[Any, Kernels]
 
 
@@ -52,31 +53,57 @@ def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
     """Why this backend cannot take the cell (or this sequence), or None."""
     if instruction_set() == "none":
         return "this processor has none of AVX-512, AVX2 and NEON"
-    like = next(cell.parameters(), None)
-    tensors = [like] if sequence is None else [sequence.x, *sequence.state]
+    if torch.compiler.is_compiling():
+        return "torch.compile is tracing"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "it is inside a transform of torch.func"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "derivatives are taken in forward mode"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    tensors: list[Tensor] = list(cell.parameters())
+    if sequence is not None:
+        tensors += [sequence.x, *sequence.state]
+    if any(tensor.is_complex() for tensor in tensors):
+        return "its state is complex"
     for tensor in tensors:
-        if tensor is None:
-            continue
         if tensor.device.type != "cpu":
             return f"it runs on the CPU, not on {tensor.device.type}"
-        if tensor.dtype not in REAL and not tensor.is_complex():
+        if tensor.dtype not in REAL:
             return f"it takes float32 and float64, not {str(tensor.dtype).removeprefix('torch.')}"
-    prepared = prepare(cell, None if sequence is None else sequence.noise)
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        return "input, state and parameters are of different precision"
+    noise = None if sequence is None else noise_of(sequence)
+    prepared = prepare(cell, noise, resetting=sequence is not None and sequence.resets is not None)
     return prepared if isinstance(prepared, str) else None
 
 
-def prepare(cell: Cell, noise: Any) -> Prepared | str:
+def noise_of(sequence: Sequence) -> Any:
+    """The noise of a sequence, with resets as part of it."""
+    if sequence.resets is None:
+        return sequence.noise
+    initial = tuple(field[:, None].expand(-1, sequence.steps, -1) for field in sequence.initial)
+    return sequence.noise, _borders(sequence).to(sequence.x.dtype), initial
+
+
+def prepare(cell: Cell, noise: Any, *, resetting: bool = False) -> Prepared | str:
     """The cell traced, from memory where nothing has changed, or the reason why it cannot be."""
     tensors = dict(cell.named_parameters()) | dict(cell.named_buffers())
     key = (
         tuple((name, p.shape, p.dtype) for name, p in tensors.items()),
         tuple(part.shape[2:] for part in flatten(noise)),
         _settings(cell),
+        resetting,
     )
-    known = _prepared.setdefault(cell, {})
+    known = _prepared.setdefault(getattr(cell, "stands_for", cell), {})
     if key not in known:
         try:
-            known[key] = Prepared(trace(cell, tensors, noise), list(tensors), {})
+            traced = (
+                trace(Resetting(cell), {f"cell.{n}": p for n, p in tensors.items()}, noise)
+                if resetting
+                else trace(cell, tensors, noise)
+            )
+            known[key] = Prepared(traced, {})
         except Untraceable as error:
             known[key] = str(error)
     return known[key]
@@ -97,14 +124,10 @@ def _settings(cell: Cell) -> tuple:
     return tuple(found)
 
 
-def run(cell: Cell, sequence: Sequence, return_states: bool) -> tuple[Tensor, Any, Any]:
+def run(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
     """As `reference.run`, and in reverse by itself."""
-    noise = sequence.noise
-    if sequence.resets is not None:
-        reset = sequence.resets[..., None].to(sequence.x.dtype)  # (B, T, 1)
-        initial = tuple(field[:, None].expand(-1, sequence.steps, -1) for field in sequence.initial)
-        cell, noise = _resetting(cell), (noise, reset, initial)
-    prepared = prepare(cell, noise)
+    noise = noise_of(sequence)
+    prepared = prepare(cell, noise, resetting=sequence.resets is not None)
     assert isinstance(prepared, Prepared)
     tensors = dict(cell.named_parameters()) | dict(cell.named_buffers())
     step = prepared.step
@@ -123,12 +146,25 @@ def run(cell: Cell, sequence: Sequence, return_states: bool) -> tuple[Tensor, An
     return outputs[0], final, type(sequence.state)(*outputs[1:]) if return_states else None
 
 
-_wrapped: weakref.WeakKeyDictionary[Cell, Resetting] = weakref.WeakKeyDictionary()
+def _borders(sequence: Sequence) -> Tensor:
+    """Whether the state goes back to initial before a step is run, (B, T, 1)."""
+    resets, real = sequence.resets, sequence.real
+    assert resets is not None
+    if real is not None:
+        resets = resets & real
+    if sequence.reverse:  # the same border, from its other side
+        resets = torch.cat([resets[:, 1:], torch.zeros_like(resets[:, :1])], dim=1)
+    return resets[..., None]
 
 
-def _resetting(cell: Cell) -> Resetting:
-    """The same wrapper for the same cell, so that it is traced once. It must not keep the cell alive."""
-    return Resetting(cell)
+def describe(cell: Cell, noise: Any) -> str:
+    """The stages of a cell's kernels, in words."""
+    prepared = prepare(cell, noise)
+    assert isinstance(prepared, Prepared)
+    step = prepared.step
+    tensors = [p.detach() for p in (dict(cell.named_parameters()) | dict(cell.named_buffers())).values()]
+    shapes = tuple((m.shape[0], m.shape[1]) for m in step.prologue(*tensors)[step.vectors :])
+    return describe_program(build(step, shapes, outputs=(step.y,), wanted=frozenset(["x"]), backward=True))
 
 
 @dataclass
@@ -211,7 +247,8 @@ class Task:
         """Derivatives by each argument."""
         kernels = self.kernels(arguments, wanted)
         backward = kernels.program.backward
-        assert backward is not None and kernels.backward_layout is not None
+        assert backward is not None
+        assert kernels.backward_layout is not None
         inputs, state, vectors, matrices = self.split(arguments)
         batch, steps, x = self.sequence.batch_size, self.sequence.steps, inputs["x"]
         ragged = self.sequence.lengths is not None
@@ -223,8 +260,8 @@ class Task:
         for k, d in enumerate(hold[: self.outputs]):
             placed[f"d.out.{k}"] = by_step(d)
         firsts = [torch.empty_like(field) for field in state]
-        for name, d, first in zip(self.fields, hold[self.outputs :], firsts, strict=True):
-            placed[f"d.final.{name}"], placed[f"d.first.{name}"] = by_sequence(d), by_sequence(first)
+        for name, d, made in zip(self.fields, hold[self.outputs :], firsts, strict=True):
+            placed[f"d.final.{name}"], placed[f"d.first.{name}"] = by_sequence(d), by_sequence(made)
         make = x.new_zeros if ragged else x.new_empty
         grads = {name: make(batch, steps, inputs[name].shape[2]) for name in backward.inputs}
         placed |= {f"grad.{name}": by_step(grad) for name, grad in grads.items()}
@@ -240,10 +277,10 @@ class Task:
         vector_grads: list[Tensor | None] = [None] * len(vectors)
         total = sums.sum(0)
         for parameter, first, width, column in backward.vectors:
-            grad = vector_grads[parameter]
-            if grad is None:
-                grad = vector_grads[parameter] = torch.zeros_like(vectors[parameter])
+            known = vector_grads[parameter]
+            grad = torch.zeros_like(vectors[parameter]) if known is None else known
             grad[first : first + width] += total[column : column + width]
+            vector_grads[parameter] = grad
         matrix_grads: list[Tensor | None] = [None] * len(matrices)
         for gradient, result in zip(backward.matrices, results, strict=True):
             part = result[: gradient.width, : gradient.source_width]
@@ -279,11 +316,39 @@ class Unrolled(torch.autograd.Function):
         return (None, *grads)
 
 
+class GraphCell(Cell):
+    """A traced step as a cell in plain PyTorch, over given rows and matrices."""
+
+    def __init__(self, step: Step, vectors: list[Tensor], matrices: list[Tensor], width: int) -> None:
+        super().__init__(width, step.state[0].width, output_size=step.y.width)
+        self.traced, self.rows, self.matrices = step, vectors, matrices
+
+    def step(self, x: Tensor, state: Any, noise: Any = None) -> tuple[Tensor, Any]:
+        traced = self.traced
+        inputs = {"x": x} | {f"state.{name}": field for name, field in zip(traced.fields, state, strict=True)}
+        inputs |= {f"noise.{k}": part for k, part in enumerate(noise or ())}
+        y, *new = evaluate([traced.y, *traced.state], inputs, self.rows, self.matrices)
+        batch = x.shape[0]
+        return y.expand(batch, -1), type(state)(*(field.expand(batch, -1) for field in new))
+
+
 def _again_by_reference(
     task: Task, arguments: list[Tensor], derivatives: list[Tensor], needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Derivatives that can be differentiated again: the graph in plain PyTorch, step by step."""
-    raise NotImplementedError
-
-
-_ = unflatten
+    """Derivatives that can be differentiated again: the traced step in plain PyTorch, through the reference loop."""
+    own = [a.view_as(a) for a in arguments]  # so that what one argument owes to another is not counted here
+    n, fields, step = len(task.names), len(task.fields), task.step
+    inputs, state = own[:n], own[n : n + fields]
+    rows, matrices = own[n + fields : n + fields + task.vectors], own[n + fields + task.vectors :]
+    like = type(task.sequence.state)
+    noise = tuple(inputs[1:]) or None
+    sequence = replace(task.sequence, x=inputs[0], state=like(*state), noise=noise, resets=None)
+    cell = GraphCell(step, rows, matrices, inputs[0].shape[2])
+    y, final, states = reference.run(cell, sequence, task.return_states)
+    results = [y, *(states if task.return_states else ()), *final]
+    wanted = [a for a, need in zip(own, needs, strict=True) if need]
+    pairs = [(r, d) for r, d in zip(results, derivatives, strict=True) if r.requires_grad]
+    made = iter(
+        torch.autograd.grad([r for r, _ in pairs], wanted, [d for _, d in pairs], create_graph=True, allow_unused=True)
+    )
+    return [next(made) if need else None for need in needs]

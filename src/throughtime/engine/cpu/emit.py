@@ -56,9 +56,7 @@ class Module:
         linkage = "internal " if private else ""
         attributes = "alwaysinline" if inline else ("noinline" if private else "")
         body = "\n".join(["entry:", *function.slots, *function.lines])
-        self.functions.append(
-            f"define {linkage}void @{name}({arguments}) {attributes} nounwind {{\n{body}\n}}"
-        )
+        self.functions.append(f"define {linkage}void @{name}({arguments}) {attributes} nounwind {{\n{body}\n}}")
 
     def text(self) -> str:
         return "\n".join([*self.declarations.values(), *self.functions])

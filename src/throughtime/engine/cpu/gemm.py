@@ -7,7 +7,10 @@ whatever M is and wherever its row stands: so results do not depend on the batch
 
 from __future__ import annotations
 
+import functools
+
 from throughtime.engine.cpu.emit import Function, Module, Target
+from throughtime.engine.cpu.machine import Code, assemble
 
 VECTORS = {64: 4, 32: 3, 16: 4}  # of columns in a panel, by bytes of a vector register
 ROWS = {64: 6, 32: 4, 16: 6}  # most rows in a tile: rows x vectors accumulators fit the register file
@@ -22,24 +25,50 @@ def most_rows(target: Target) -> int:
     return ROWS[target.bytes * target.lanes]
 
 
-def emit_gemm(module: Module) -> None:
-    """Functions ``gemm_set`` and ``gemm_add`` (A's rows ``lda`` apart, its columns side by side), and ``gemm_pack``.
+GEMM = "ptr %a, i64 %lda, ptr %b, ptr %c, i64 %ldc, i64 %m, i64 %k, i64 %first, i64 %last"
+TILE = "ptr %a, i64 %lda, ptr %b, ptr %c, i64 %ldc, i64 %k"
 
-    Arguments: A, lda, B's panels, C, ldc, M, K, first panel, last panel + 1.
-    """
+
+def gemm_name(target: Target, *, add: bool) -> str:
+    """C += A B or C = A B; arguments: A, lda, B's panels, C, ldc, M, K, first panel, last panel + 1."""
+    return f"throughtime_gemm_{'add' if add else 'set'}_{target.suffix}"
+
+
+def packed_tile_name(target: Target) -> str:
+    """One tile, C += A B, where A comes as K times `most_rows` numbers; arguments: A, -, B's panel, C, ldc, K."""
+    return f"throughtime_tile_{target.suffix}"
+
+
+@functools.cache
+def provide_gemm(target: Target) -> Code:
+    """Compiles the products, once, and makes them known by name to the kernels compiled after."""
+    module = Module(target)
     for add in (False, True):
-        for rows in range(1, most_rows(module.target) + 1):
-            _emit_tile(module, rows, add=add, packed=False)
+        for rows in range(1, most_rows(target) + 1):
+            _emit_tile(module, rows, tile_name(rows, add=add), add=add, packed=False)
         _emit_driver(module, add=add)
-    _emit_tile(module, most_rows(module.target), add=True, packed=True)
+    _emit_tile(module, most_rows(target), packed_tile_name(target), add=True, packed=True)
+    code = assemble(module.text())
+    for name in (gemm_name(target, add=False), gemm_name(target, add=True), packed_tile_name(target)):
+        code.publish(name)
+    return code
 
 
-def _emit_tile(module: Module, rows: int, *, add: bool, packed: bool) -> None:
+def declare_gemm(module: Module) -> None:
+    """Declares the products in a module that calls them."""
+    for name, arguments in (
+        (gemm_name(module.target, add=False), GEMM),
+        (gemm_name(module.target, add=True), GEMM),
+        (packed_tile_name(module.target), TILE),
+    ):
+        module.declare(name, "void", ", ".join(a.split()[0] for a in arguments.split(", ")))
+
+
+def _emit_tile(module: Module, rows: int, name: str, *, add: bool, packed: bool) -> None:
     """A tile of ``rows`` by one panel. ``packed``: A comes as K times ``rows`` numbers side by side."""
     t = module.target
     vectors = panel_width(t) // t.lanes
-    name = tile_name(rows, add=add, packed=packed)
-    with module.function(name, "ptr %a, i64 %lda, ptr %b, ptr %c, i64 %ldc, i64 %k", private=True) as f:
+    with module.function(name, TILE, private=not packed) as f:
         accumulators = [[f.slot(t.vector) for _ in range(vectors)] for _ in range(rows)]
         c_rows = [f.at("%c", f.mul("%ldc", m)) for m in range(rows)]
         for m in range(rows):
@@ -64,14 +93,13 @@ def _emit_tile(module: Module, rows: int, *, add: bool, packed: bool) -> None:
                 f.vstore(f.get(accumulators[m][n], t.vector), f.at(c_rows[m], n * t.lanes))
 
 
-def tile_name(rows: int, *, add: bool, packed: bool) -> str:
-    return f"tile_{'add' if add else 'set'}_{rows}{'_packed' if packed else ''}"
+def tile_name(rows: int, *, add: bool) -> str:
+    return f"tile_{'add' if add else 'set'}_{rows}"
 
 
 def _emit_driver(module: Module, *, add: bool) -> None:
     t = module.target
-    arguments = "ptr %a, i64 %lda, ptr %b, ptr %c, i64 %ldc, i64 %m, i64 %k, i64 %first, i64 %last"
-    with module.function("gemm_add" if add else "gemm_set", arguments, private=True) as f:
+    with module.function(gemm_name(t, add=add), GEMM) as f:
         largest = most_rows(t)
         tiles = f.div(f.add("%m", largest - 1), largest)
         # rows are spread evenly over the tiles, so that none is left with a single row
@@ -97,7 +125,7 @@ def _switch_tile(f: Function, rows: str, add: bool, where: tuple[str, str, str])
     for m, label in enumerate(labels):
         f.place(label)
         f.run(
-            tile_name(m + 1, add=add, packed=False),
+            tile_name(m + 1, add=add),
             ("ptr", a), ("i64", "%lda"), ("ptr", b), ("ptr", c), ("i64", "%ldc"), ("i64", "%k"),
         )  # fmt: skip
         f.line(f"br label %{done}")

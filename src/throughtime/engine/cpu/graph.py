@@ -40,6 +40,7 @@ POINTWISE: dict[str, Callable[..., Tensor]] = {
     "spread": lambda a: a,  # a value of width 1 in each of ``width`` columns
 }
 
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """A value. ``detail`` says which input, parameter, columns or constant; its form depends on ``op``.

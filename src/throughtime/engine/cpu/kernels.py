@@ -11,7 +11,7 @@ from torch import Tensor
 
 from throughtime.engine.cpu import threads
 from throughtime.engine.cpu.emit import Target
-from throughtime.engine.cpu.gemm import most_rows, panel_width
+from throughtime.engine.cpu.gemm import most_rows, panel_width, provide_gemm
 from throughtime.engine.cpu.lower import Layout, Words, new_module, rounded, write_backward, write_forward
 from throughtime.engine.cpu.machine import assemble, target_for
 from throughtime.engine.cpu.program import Program
@@ -36,6 +36,7 @@ class Kernels:
 
 def compile_program(program: Program, dtype: torch.dtype) -> Kernels:
     target = target_for(REAL[dtype])
+    provide_gemm(target)
     module = new_module(target)
     forward_layout = write_forward(module, program)
     backward_layout = write_backward(module, program) if program.backward else None
@@ -148,6 +149,4 @@ def gradient_buffers(kernels: Kernels, dtype: torch.dtype) -> list[Tensor]:
     backward = kernels.program.backward
     assert backward is not None
     panel, tile = panel_width(kernels.target), most_rows(kernels.target)
-    return [
-        torch.zeros(rounded(g.width, tile), rounded(g.source_width, panel), dtype=dtype) for g in backward.matrices
-    ]
+    return [torch.zeros(rounded(g.width, tile), rounded(g.source_width, panel), dtype=dtype) for g in backward.matrices]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from throughtime.engine.cpu.emit import Function, Module, Target
-from throughtime.engine.cpu.gemm import emit_gemm, most_rows, panel_width, tile_name
+from throughtime.engine.cpu.gemm import declare_gemm, gemm_name, most_rows, packed_tile_name, panel_width
 from throughtime.engine.cpu.graph import Node
 from throughtime.engine.cpu.program import Backward, MatrixGradient, Program, input_widths
 from throughtime.engine.cpu.schedule import Location, Map, Product, Schedule, Total
@@ -133,9 +133,7 @@ class _Kernel:
         for product in self.program.forward.products if self.body is self.program.forward.body else ():
             for name, width in ((product.destination, 0), (f"rows.{product.source}", product.width)):
                 if name not in block_places:
-                    node_width = next(
-                        (n.width for n in self.body.given if self.body.given[n].buffer == name), width
-                    )
+                    node_width = next((n.width for n in self.body.given if self.body.given[n].buffer == name), width)
                     self.block[name] = rounded(node_width, panel)
                     block_places[name] = block
                     block += self.block[name]
@@ -146,11 +144,15 @@ class _Kernel:
         for name, place in places.items():
             self.scratch[name] = (f.at(base, f.mul(self.capacity, place)), strides[name])
         for name in self.widths:
-            self.states[name] = (f.slot("ptr", self.scratch[f"in.{name}"][0]), f.slot("ptr", self.scratch[f"new.{name}"][0]))
+            self.states[name] = (
+                f.slot("ptr", self.scratch[f"in.{name}"][0]),
+                f.slot("ptr", self.scratch[f"new.{name}"][0]),
+            )
         after = f.at(base, f.mul(self.capacity, offset))
         for name, place in block_places.items():
             self.scratch[name] = (f.at(after, f.mul(f.mul(self.capacity, self.block_steps), place)), self.block[name])
-        self.thread_base = f.at(after, f.mul(f.mul(self.capacity, self.block_steps), block))
+        own_part = f.select(self.together, f.mul("%number", layout.thread_scratch), 0)
+        self.thread_base = f.at(after, f.add(f.mul(f.mul(self.capacity, self.block_steps), block), own_part))
 
     def dense(self, buffer: str) -> tuple[str, int]:
         """Address and distance of rows of a scratch buffer, now."""
@@ -267,7 +269,7 @@ class _Kernel:
             first = f.div(f.mul(self.part, panels), self.parts)
             last = f.div(f.mul(f.add(self.part, 1), panels), self.parts)
         f.run(
-            "gemm_add" if add else "gemm_set",
+            gemm_name(self.t, add=add),
             ("ptr", a), ("i64", str(a_stride)), ("ptr", self.packs[pack]), ("ptr", c), ("i64", str(c_stride)),
             ("i64", rows), ("i64", str(depth)), ("i64", first), ("i64", last),
         )  # fmt: skip
@@ -705,29 +707,28 @@ def _matrix_gradients(k: _Kernel, backward: Backward) -> None:
                     with f.loop(first, last) as i:
                         c = f.at(result, f.add(f.mul(i, tile * stride), f.mul(p, panel)))
                         f.run(
-                            tile_name(tile, add=True, packed=True),
+                            packed_tile_name(t),
                             ("ptr", f.at(a_base, f.mul(i, GRADIENT_DEPTH * tile))), ("i64", "0"), ("ptr", b),
                             ("ptr", c), ("i64", str(stride)), ("i64", depth),
                         )  # fmt: skip
                 offset += GRADIENT_DEPTH * stride
             f.set(fill, "i64", "0")
 
-        with f.loop("0", k.rows) as b:
-            with f.loop("0", k.length(b)) as time:
-                place = f.get(fill, "i64")
-                row = f.at(k.outside_row("derivatives", b, time), column)
-                with f.loop(first, last) as i:
-                    value = f.let(f"load {six}, ptr {f.at(row, f.mul(i, tile))}, align {t.bytes}")
-                    to = f.at(a_base, f.add(f.mul(i, GRADIENT_DEPTH * tile), f.mul(place, tile)))
-                    f.line(f"store {six} {value}, ptr {to}, align {t.bytes}")
-                offset = 0
-                for gradient in group:
-                    source = f.at(k.outside_row(gradient.source.buffer, b, time), gradient.source.column)
-                    _pack_row(k, source, gradient.source_width, f.at(b_base, f.add(f.mul(place, panel), offset)))
-                    offset += GRADIENT_DEPTH * rounded(gradient.source_width, panel)
-                f.set(fill, "i64", f.add(place, 1))
-                with f.when(f.compare("eq", f.get(fill, "i64"), GRADIENT_DEPTH)):
-                    flush()
+        with f.loop("0", k.rows) as b, f.loop("0", k.length(b)) as time:
+            place = f.get(fill, "i64")
+            row = f.at(k.outside_row("derivatives", b, time), column)
+            with f.loop(first, last) as i:
+                value = f.let(f"load {six}, ptr {f.at(row, f.mul(i, tile))}, align {t.bytes}")
+                to = f.at(a_base, f.add(f.mul(i, GRADIENT_DEPTH * tile), f.mul(place, tile)))
+                f.line(f"store {six} {value}, ptr {to}, align {t.bytes}")
+            offset = 0
+            for gradient in group:
+                source = f.at(k.outside_row(gradient.source.buffer, b, time), gradient.source.column)
+                _pack_row(k, source, gradient.source_width, f.at(b_base, f.add(f.mul(place, panel), offset)))
+                offset += GRADIENT_DEPTH * rounded(gradient.source_width, panel)
+            f.set(fill, "i64", f.add(place, 1))
+            with f.when(f.compare("eq", f.get(fill, "i64"), GRADIENT_DEPTH)):
+                flush()
         with f.when(f.compare("sgt", f.get(fill, "i64"), 0)):
             flush()
 
@@ -755,6 +756,6 @@ def _pack_row(k: _Kernel, source: str, width: int, destination: str) -> None:
 
 def new_module(target: Target) -> Module:
     module = Module(target)
-    emit_gemm(module)
+    declare_gemm(module)
     emit_barrier(module)
     return module

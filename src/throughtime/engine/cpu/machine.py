@@ -73,6 +73,10 @@ class Code:
     def address(self, name: str) -> int:
         return self.engine.get_function_address(name)
 
+    def publish(self, name: str) -> None:
+        """Makes a function known by its name to code assembled after."""
+        llvm.add_symbol(name, self.address(name))
+
     def function(self, name: str) -> ctypes._FuncPointer:
         """A function of one array of arguments; the interpreter's lock is not held while it runs."""
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address(name))
@@ -104,7 +108,10 @@ def compile_object(text: str, machine: llvm.TargetMachine) -> bytes:
     module.triple = machine.triple
     module.data_layout = str(machine.target_data)
     module.verify()
-    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    # loops are written unrolled and in vectors where that pays; doing it again costs seconds and gains nothing
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return machine.emit_object(module)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from throughtime.engine.cpu.adjoint import differentiate
 from throughtime.engine.cpu.graph import Node, walk
-from throughtime.engine.cpu.schedule import Location, Schedule, Store, schedule
+from throughtime.engine.cpu.schedule import Location, Product, Schedule, Statement, Store, Total, schedule
 from throughtime.engine.cpu.trace import Step
 
 
@@ -102,7 +102,9 @@ def build(
         return Program(step, _forward(step, outputs, saved={}, keeps_states=False), None, matrix_shapes)
 
     seeds = [(node, graph.input(f"d.out.{k}", node.width)) for k, node in enumerate(outputs)]
-    seeds += [(node, graph.input(f"d.new.{name}", node.width)) for name, node in zip(step.fields, step.state, strict=True)]
+    seeds += [
+        (node, graph.input(f"d.new.{name}", node.width)) for name, node in zip(step.fields, step.state, strict=True)
+    ]
     adjoint = differentiate(graph, seeds)
 
     # What the way back computes: derivatives by the state, and what parameters' and inputs' are made of.
@@ -184,9 +186,7 @@ def _forward(step: Step, outputs: tuple[Node, ...], saved: dict[Node, int], keep
             source = node.arguments[0]
             products.append(InputProduct(source.detail, node.detail[0], source.width, destination))
     body = schedule(stores, given, dense={f"in.{name}" for name in step.fields})
-    return Forward(
-        body, tuple(products), tuple(n.width for n in outputs), sum(n.width for n in saved), keeps_states
-    )
+    return Forward(body, tuple(products), tuple(n.width for n in outputs), sum(n.width for n in saved), keeps_states)
 
 
 def _given_backward(step: Step, saved: dict[Node, int], outputs: int) -> dict[Node, Location]:
@@ -242,7 +242,7 @@ def _choose_saved(step: Step, roots: list[Node], sources: list[Node]) -> dict[No
         return all(cheap(a) for a in node.arguments)
 
     needed: dict[Node, None] = {}
-    pending = [root for root in roots]
+    pending = list(roots)
     seen: set[Node] = set()
     while pending:
         node = pending.pop()
@@ -262,3 +262,28 @@ def _choose_saved(step: Step, roots: list[Node], sources: list[Node]) -> dict[No
         columns[node] = width
         width += node.width
     return columns
+
+
+def describe_program(program: Program) -> str:
+    """The stages of a program, in words: what is done before time begins, in blocks of steps, and at each step."""
+    shapes = program.matrix_shapes
+    lines = [f"  before time: {program.step.vectors} rows and {len(shapes)} matrices from the parameters"]
+    for product in program.forward.products:
+        rows, columns = shapes[product.matrix]
+        lines.append(f"  in blocks of steps: {product.source} ({columns}) times a matrix to {rows}")
+    for title, body in (("step", program.forward.body), ("way back", program.backward and program.backward.body)):
+        if body:
+            lines.append(f"  each {title}: " + "; ".join(_words(statement) for statement in body.statements))
+    if program.backward:
+        gradients = ", ".join(f"{g.width} x {g.source_width}" for g in program.backward.matrices)
+        lines.append(f"  after the way back: matrix gradients {gradients or 'none'}")
+        lines.append(f"  kept for the way back: {program.forward.saved} numbers a step beside the states")
+    return "\n".join(lines)
+
+
+def _words(statement: Statement) -> str:
+    if isinstance(statement, Product):
+        return f"product {statement.node.arguments[0].width} to {statement.node.width}"
+    if isinstance(statement, Total):
+        return f"sum over {statement.node.arguments[0].width}"
+    return f"pointwise on {statement.width}, {len(statement.stores)} results"

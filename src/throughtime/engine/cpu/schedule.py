@@ -92,8 +92,7 @@ def schedule(stores: Iterable[Store], given: dict[Node, Location], dense: set[st
         if node.op == "mm":
             (source,) = node.arguments
             if source not in sources:
-                place = _dense_place(source, given, dense)
-                sources[source] = keep(source) if place is None else place
+                sources[source] = _dense_place(source, given, dense) or keep(source)
     for node in made:
         if (node.pointwise or node.op == "concat") and node.width > 1 and node not in kept:
             users = [u for u in order if node in u.arguments and u.op not in ("mm", "concat")]
@@ -107,8 +106,8 @@ def schedule(stores: Iterable[Store], given: dict[Node, Location], dense: set[st
                 matrix, transposed = node.detail
                 destination = Location(f"value.{node.order}")
                 plan.scratch[destination.buffer] = node.width
-                source = sources[node.arguments[0]]
-                plan.statements.append(Product(node, source, matrix, transposed, destination))
+                place = sources[node.arguments[0]]
+                plan.statements.append(Product(node, place, matrix, transposed, destination))
         for node in made:
             if node.op == "sum" and levels[node] == level:
                 destination = Location(f"value.{node.order}")

@@ -85,9 +85,7 @@ def _pause(f: Function) -> None:
 
 def emit_barrier(module: Module) -> None:
     """``barrier(pool, hands)``: goes on when all hands have come."""
-    with module.function("barrier", "ptr %pool, i64 %hands", private=True) as f, f.when(
-        f.compare("sgt", "%hands", 1)
-    ):
+    with module.function("barrier", "ptr %pool, i64 %hands", private=True) as f, f.when(f.compare("sgt", "%hands", 1)):
         round_word = _word(f, "%pool", ROUND)
         arrived = _word(f, "%pool", ARRIVED)
         now = _atomic_load(f, round_word)

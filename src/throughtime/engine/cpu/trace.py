@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from throughtime.cells.cell import Cell
-from throughtime.engine.cpu.graph import Graph, Node
+from throughtime.engine.cpu.graph import Graph, Node, evaluate
 
 aten = torch.ops.aten
 ROWS = 7  # sequences in the batch that is traced: any number that no cell would name
@@ -81,6 +81,8 @@ def trace(cell: Cell, parameters: dict[str, Tensor], noise: Any) -> Step:
     Raises:
         Untraceable: the step is not made of the graph's operations, or its rows see each other.
     """
+    if type(cell).step is Cell.step:
+        cell.step(torch.empty(0), None)  # says that the cell has to define it
     initial = cell.initial_state(1)
     tensors = {name: p.detach() for name, p in parameters.items()}
     like = next(iter(initial))
@@ -105,12 +107,56 @@ def trace(cell: Cell, parameters: dict[str, Tensor], noise: Any) -> Step:
         ]
     )  # fmt: skip
     try:
-        traced = make_fx(run, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(
+        traced = make_fx(run, decomposition_table=cast(Any, table), tracing_mode="fake", _allow_non_fake_inputs=True)(
             tensors, x, state, draws
         )
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise Untraceable(f"its step cannot be traced: {str(error).splitlines()[0]}") from error
-    return _Reader(traced, list(tensors), initial._fields, len(draws)).read()
+    step = _Reader(traced, list(tensors), initial._fields, len(draws)).read()
+    _check(step, run, tensors, x, state, draws)
+    return step
+
+
+def _check(
+    step: Step, run: Callable, tensors: dict[str, Tensor], x: Tensor, state: list[Tensor], draws: list[Tensor]
+) -> None:
+    """The graph on random numbers against the step itself, with their gradients.
+
+    What a trace cannot see (a gradient of the step's own making, numbers taken from elsewhere, a random draw) shows
+    here.
+
+    Raises:
+        Untraceable: they differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def random(like: Tensor) -> Tensor:
+        if not like.is_floating_point():
+            return like
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype).requires_grad_()
+
+    weights = {n: p.clone().requires_grad_(p.is_floating_point()) for n, p in tensors.items()}
+    x, state, draws = random(x), [random(t) for t in state], [random(t) for t in draws]
+    leaves = [t for t in (*weights.values(), x, *state, *draws) if t.requires_grad]
+    inputs = {"x": x} | {f"state.{n}": t for n, t in zip(step.fields, state, strict=True)}
+    inputs |= {f"noise.{k}": t for k, t in enumerate(draws)}
+
+    def results(outputs: list[Tensor]) -> list[Tensor]:
+        outputs = [o.expand(ROWS, -1) for o in outputs]
+        weighted = [(o * torch.linspace(-1, 1, o.numel()).reshape(o.shape).to(o)).sum() for o in outputs]
+        total = torch.stack(weighted).sum()
+        if not total.requires_grad:
+            return outputs
+        return [*outputs, *torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)]
+
+    with torch.enable_grad():
+        made = step.prologue(*weights.values())
+        ours = evaluate([step.y, *step.state], inputs, list(made[: step.vectors]), list(made[step.vectors :]))
+        expected = results(list(run(weights, x, state, draws)))
+        for one, other in zip(results(ours), expected, strict=True):
+            scale = other.abs().max() + 1 if other.numel() else 1
+            if not torch.allclose(one / scale, other / scale, atol=1e-3, rtol=0, equal_nan=True):
+                raise Untraceable("its step, run again, does not give what its operations give")
 
 
 class _Reader:
@@ -132,8 +178,8 @@ class _Reader:
         named = ["x", *(f"state.{name}" for name in self.fields), *(f"noise.{k}" for k in range(self.noise))]
         parameters, inputs = placeholders[: len(self.names)], placeholders[len(self.names) :]
         self.fixed.update(parameters)
-        for node, name in zip(inputs, named, strict=True):
-            self.values[node] = self.graph.input(name, node.meta["val"].shape[1])
+        for given, name in zip(inputs, named, strict=True):
+            self.values[given] = self.graph.input(name, given.meta["val"].shape[1])
         outputs: tuple = ()
         for node in self.traced.graph.nodes:
             if node.op == "get_attr":
@@ -174,7 +220,7 @@ class _Reader:
         number = self.vectors.setdefault(value, len(self.vectors))
         return self.graph.vector(number, made.numel())
 
-    def _constant(self, node: fx.Node) -> float | None:
+    def _constant(self, node: Any) -> float | None:
         """The number that a tensor of one number is full of, whatever its shape."""
         if node.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default):
             return 0.0
@@ -184,7 +230,7 @@ class _Reader:
             return float(node.args[1] if node.target is not aten.new_full.default else node.args[2])
         return None
 
-    def product(self, source: Node, weight: fx.Node, flipped: bool) -> Node:
+    def product(self, source: Node, weight: Any, flipped: bool) -> Node:
         """Source times a weight (N, K) transposed; over each part of a concatenation apart."""
         if weight not in self.fixed:
             raise Untraceable("a matrix product of two values that both change with time")
@@ -202,7 +248,7 @@ class _Reader:
         assert total is not None
         return total
 
-    def convert(self, node: fx.Node) -> Any:
+    def convert(self, node: Any) -> Any:
         target = node.target
         if target is operator.getitem:
             return self.values[node.args[0]][node.args[1]]
@@ -237,7 +283,7 @@ class _Reader:
         return fx.GraphModule(self.traced, graph)
 
 
-Handler = Callable[[_Reader, fx.Node], Any]
+Handler = Callable[[_Reader, Any], Any]
 HANDLERS: dict[Any, Handler] = {}
 
 
@@ -250,7 +296,7 @@ def handles(*targets: Any) -> Callable[[Handler], Handler]:
 
 
 def _pointwise(op: str, *targets: Any) -> None:
-    def handler(reader: _Reader, node: fx.Node) -> Node:
+    def handler(reader: _Reader, node: Any) -> Node:
         return reader.graph.apply(op, *(reader.row(a) for a in node.args))
 
     HANDLERS.update(dict.fromkeys(targets, handler))
@@ -277,18 +323,39 @@ _pointwise("equal", aten.eq.Tensor, aten.eq.Scalar)
 _pointwise("where", aten.where.self)
 
 
+@handles(aten.ne.Tensor, aten.ne.Scalar)
+def _not_equal(reader: _Reader, node: Any) -> Node:
+    equal = reader.graph.apply("equal", reader.row(node.args[0]), reader.row(node.args[1]))
+    return reader.graph.apply("sub", 1.0, equal)
+
+
+@handles(aten.logical_not.default, aten.bitwise_not.default)
+def _not(reader: _Reader, node: Any) -> Node:
+    return reader.graph.apply("equal", reader.row(node.args[0]), 0.0)
+
+
+@handles(aten.logical_and.default, aten.bitwise_and.Tensor)
+def _and(reader: _Reader, node: Any) -> Node:
+    return reader.graph.apply("mul", reader.row(node.args[0]), reader.row(node.args[1]))
+
+
+@handles(aten.logical_or.default, aten.bitwise_or.Tensor)
+def _or(reader: _Reader, node: Any) -> Node:
+    return reader.graph.apply("max", reader.row(node.args[0]), reader.row(node.args[1]))
+
+
 @handles(aten.lt.Tensor, aten.lt.Scalar)
-def _less(reader: _Reader, node: fx.Node) -> Node:
+def _less(reader: _Reader, node: Any) -> Node:
     return reader.graph.apply("greater", reader.row(node.args[1]), reader.row(node.args[0]))
 
 
 @handles(aten.le.Tensor, aten.le.Scalar)
-def _less_equal(reader: _Reader, node: fx.Node) -> Node:
+def _less_equal(reader: _Reader, node: Any) -> Node:
     return reader.graph.apply("greater_equal", reader.row(node.args[1]), reader.row(node.args[0]))
 
 
 @handles(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
-def _add(reader: _Reader, node: fx.Node) -> Node:
+def _add(reader: _Reader, node: Any) -> Node:
     op = "add" if node.target in (aten.add.Tensor, aten.add.Scalar) else "sub"
     other = reader.row(node.args[1])
     alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
@@ -296,36 +363,36 @@ def _add(reader: _Reader, node: fx.Node) -> Node:
 
 
 @handles(aten.rsub.Tensor, aten.rsub.Scalar)
-def _rsub(reader: _Reader, node: fx.Node) -> Node:
+def _rsub(reader: _Reader, node: Any) -> Node:
     if len(node.args) > 2 or node.kwargs:
         raise Untraceable("rsub with a factor")
     return reader.graph.apply("sub", reader.row(node.args[1]), reader.row(node.args[0]))
 
 
 @handles(aten.rsqrt.default)
-def _rsqrt(reader: _Reader, node: fx.Node) -> Node:
+def _rsqrt(reader: _Reader, node: Any) -> Node:
     return reader.graph.apply("div", 1.0, reader.graph.apply("sqrt", reader.row(node.args[0])))
 
 
 @handles(aten.reciprocal.default)
-def _reciprocal(reader: _Reader, node: fx.Node) -> Node:
+def _reciprocal(reader: _Reader, node: Any) -> Node:
     return reader.graph.apply("div", 1.0, reader.row(node.args[0]))
 
 
 @handles(aten.square.default)
-def _square(reader: _Reader, node: fx.Node) -> Node:
+def _square(reader: _Reader, node: Any) -> Node:
     return reader.graph.apply("mul", reader.row(node.args[0]), reader.row(node.args[0]))
 
 
 @handles(aten.softplus.default)
-def _softplus(reader: _Reader, node: fx.Node) -> Node:
+def _softplus(reader: _Reader, node: Any) -> Node:
     if len(node.args) > 1 and node.args[1] != 1:
         raise Untraceable("softplus with beta other than 1")
     return reader.graph.apply("softplus", reader.row(node.args[0]))
 
 
 @handles(aten.pow.Tensor_Scalar)
-def _pow(reader: _Reader, node: fx.Node) -> Node:
+def _pow(reader: _Reader, node: Any) -> Node:
     base, exponent = reader.row(node.args[0]), node.args[1]
     if exponent == 0.5:
         return reader.graph.apply("sqrt", base)
@@ -338,7 +405,7 @@ def _pow(reader: _Reader, node: fx.Node) -> Node:
 
 
 @handles(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
-def _clamp(reader: _Reader, node: fx.Node) -> Node:
+def _clamp(reader: _Reader, node: Any) -> Node:
     low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
     high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
     if node.target is aten.clamp_max.default:
@@ -352,7 +419,7 @@ def _clamp(reader: _Reader, node: fx.Node) -> Node:
 
 
 @handles(aten.mm.default)
-def _mm(reader: _Reader, node: fx.Node) -> Node:
+def _mm(reader: _Reader, node: Any) -> Node:
     source, weight = node.args
     if weight.target is aten.t.default and weight in reader.fixed:
         return reader.product(reader.row(source), weight.args[0], flipped=False)
@@ -360,7 +427,7 @@ def _mm(reader: _Reader, node: fx.Node) -> Node:
 
 
 @handles(aten.addmm.default)
-def _addmm(reader: _Reader, node: fx.Node) -> Node:
+def _addmm(reader: _Reader, node: Any) -> Node:
     if node.kwargs:
         raise Untraceable("addmm with factors")
     bias, source, weight = node.args
@@ -372,18 +439,18 @@ def _addmm(reader: _Reader, node: fx.Node) -> Node:
 
 
 @handles(aten.split.Tensor)
-def _split(reader: _Reader, node: fx.Node) -> list[Node]:
+def _split(reader: _Reader, node: Any) -> list[Node]:
     width = node.args[0].meta["val"].shape[1]
     size = node.args[1]
     return _pieces(reader, node, [min(size, width - first) for first in range(0, width, size)])
 
 
 @handles(aten.split_with_sizes.default)
-def _split_with_sizes(reader: _Reader, node: fx.Node) -> list[Node]:
+def _split_with_sizes(reader: _Reader, node: Any) -> list[Node]:
     return _pieces(reader, node, node.args[1])
 
 
-def _pieces(reader: _Reader, node: fx.Node, sizes: Any) -> list[Node]:
+def _pieces(reader: _Reader, node: Any, sizes: Any) -> list[Node]:
     _over_columns(node, node.args[2] if len(node.args) > 2 else 0)
     source, pieces, first = reader.row(node.args[0]), [], 0
     for size in sizes:
@@ -393,10 +460,12 @@ def _pieces(reader: _Reader, node: fx.Node, sizes: Any) -> list[Node]:
 
 
 @handles(aten.slice.Tensor)
-def _slice(reader: _Reader, node: fx.Node) -> Node:
+def _slice(reader: _Reader, node: Any) -> Node:
     source = reader.row(node.args[0])
-    dim, first, last, stride = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
-    first = 0 if first is None else first
+    given = node.args[1:]
+    dim = given[0] if given else 0
+    first = (given[1] if len(given) > 1 else None) or 0
+    stride = given[3] if len(given) > 3 else 1
     if stride != 1:
         raise Untraceable("a slice with a stride")
     shape = node.args[0].meta["val"].shape
@@ -410,7 +479,7 @@ def _slice(reader: _Reader, node: fx.Node) -> Node:
 
 
 @handles(aten.cat.default)
-def _cat(reader: _Reader, node: fx.Node) -> Node:
+def _cat(reader: _Reader, node: Any) -> Node:
     _over_columns(node.args[0][0], node.args[1] if len(node.args) > 1 else 0)
     parts: list[Node] = []
     for part in node.args[0]:
@@ -421,12 +490,12 @@ def _cat(reader: _Reader, node: fx.Node) -> Node:
     return reader.graph.concat(parts)
 
 
-def _over_columns(value: fx.Node, dim: int) -> None:
+def _over_columns(value: Any, dim: int) -> None:
     if dim not in (1, -1):
         raise Untraceable(f"{value.target} across the batch")
 
 
-def _reduced(reader: _Reader, node: fx.Node, dims: Any, keep: bool) -> Node:
+def _reduced(reader: _Reader, node: Any, dims: Any, keep: bool) -> Node:
     shape = node.args[0].meta["val"].shape
     if dims is None or len(shape) != 2 or list(dims) not in ([1], [-1]):
         raise Untraceable(f"{node.target} across the batch")
@@ -436,7 +505,7 @@ def _reduced(reader: _Reader, node: fx.Node, dims: Any, keep: bool) -> Node:
 
 
 @handles(aten.sum.dim_IntList, aten.mean.dim)
-def _sum(reader: _Reader, node: fx.Node) -> Node:
+def _sum(reader: _Reader, node: Any) -> Node:
     keep = node.args[2] if len(node.args) > 2 else False
     source = _reduced(reader, node, node.args[1], keep)
     total = reader.graph.sum(source)
@@ -445,7 +514,7 @@ def _sum(reader: _Reader, node: fx.Node) -> Node:
     return total
 
 
-def _variance(reader: _Reader, node: fx.Node, dims: Any) -> tuple[Node, Node]:
+def _variance(reader: _Reader, node: Any, dims: Any) -> tuple[Node, Node]:
     correction = node.kwargs.get("correction", 1)
     source = _reduced(reader, node, dims, node.kwargs.get("keepdim", False))
     g = reader.graph
@@ -456,12 +525,12 @@ def _variance(reader: _Reader, node: fx.Node, dims: Any) -> tuple[Node, Node]:
 
 
 @handles(aten.var_mean.correction)
-def _var_mean(reader: _Reader, node: fx.Node) -> tuple[Node, Node]:
+def _var_mean(reader: _Reader, node: Any) -> tuple[Node, Node]:
     return _variance(reader, node, node.args[1])
 
 
 @handles(aten.var.correction)
-def _var(reader: _Reader, node: fx.Node) -> Node:
+def _var(reader: _Reader, node: Any) -> Node:
     return _variance(reader, node, node.args[1])[0]
 
 
@@ -469,7 +538,7 @@ def _var(reader: _Reader, node: fx.Node) -> Node:
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.clone.default,
     aten.alias.default, aten._to_copy.default, aten.contiguous.default,
 )  # fmt: skip
-def _same(reader: _Reader, node: fx.Node) -> Node:
+def _same(reader: _Reader, node: Any) -> Node:
     given, made = node.args[0].meta["val"], node.meta["val"]
     if given.shape != made.shape or given.dtype != made.dtype:
         raise Untraceable(f"{node.target} from {tuple(given.shape)} to {tuple(made.shape)}")
@@ -477,5 +546,5 @@ def _same(reader: _Reader, node: fx.Node) -> Node:
 
 
 @handles(aten.detach.default)
-def _detach(reader: _Reader, node: fx.Node) -> Node:
+def _detach(reader: _Reader, node: Any) -> Node:
     raise Untraceable("detach, a gradient cut within the step")

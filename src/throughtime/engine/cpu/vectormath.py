@@ -105,7 +105,9 @@ def softplus(f: Function, x: str) -> str:
     e = exp(f, f.let(f"fneg {f.target.vector} {unary_intrinsic(f, 'fabs', x)}"))
     u = binary(f, "fadd", e, constant(f, 1.0))
     # log(1 + e) with e's own digits: log(u) e / (u - 1)
-    ratio = binary(f, "fdiv", binary(f, "fmul", unary_intrinsic(f, "log", u), e), binary(f, "fsub", u, constant(f, 1.0)))
+    ratio = binary(
+        f, "fdiv", binary(f, "fmul", unary_intrinsic(f, "log", u), e), binary(f, "fsub", u, constant(f, 1.0))
+    )
     log1p = select(f, compare(f, "oeq", u, constant(f, 1.0)), e, ratio)
     return binary(f, "fadd", relu(f, x), log1p)
 
@@ -140,7 +142,7 @@ def pointwise(f: Function, op: str, arguments: list[str]) -> str:
         zero = constant(f, 0.0)
         return binary(f, "fsub", truth(f, "ogt", arguments[0], zero), truth(f, "olt", arguments[0], zero))
     if op in ("max", "min"):
-        return larger(f, *arguments, "ogt" if op == "max" else "olt")
+        return larger(f, arguments[0], arguments[1], "ogt" if op == "max" else "olt")
     if op in ("greater", "greater_equal", "equal"):
         return truth(f, {"greater": "ogt", "greater_equal": "oge", "equal": "oeq"}[op], *arguments)
     if op == "where":

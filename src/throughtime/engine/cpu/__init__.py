@@ -1,0 +1,1 @@
+"""The compiled backend for the CPU: a step is traced, differentiated, scheduled, and written as machine code."""
