@@ -92,7 +92,7 @@ def call(
 ) -> None:
     """Runs a kernel on as many threads as PyTorch has."""
     batch, steps = rows.lengths.shape[0], rows.steps
-    hands = max(1, min(torch.get_num_threads(), 64)) if threads.threads_supported() else 1
+    hands = threads.hands()
     shared = hands > 1 and batch < ROWS_TO_SHARE * hands
     if shared and _little_work(layout, batch):
         hands, shared = 1, False

@@ -25,8 +25,8 @@ from throughtime.engine.cpu.vectormath import constant, pointwise
 class Words:
     """Places in the head of a kernel's array of words."""
 
-    POOL, HANDS, SHARED, STEPS, ROWS, ORDER, LENGTHS, SCRATCH, BLOCK, REVERSE = range(10)
-    HEAD = 16
+    KERNEL, MEETING, SHARED, STEPS, ROWS, ORDER, LENGTHS, SCRATCH, BLOCK, REVERSE = range(10)
+    HEAD = 10
 
 
 GRADIENT_DEPTH = 240  # rows (sequence, step) that are packed for one pass over a matrix gradient
@@ -77,7 +77,7 @@ class _Kernel:
         self.program = program
         self.body = body
         self.widths = dict(zip(program.step.fields, (n.width for n in program.step.state), strict=True))
-        self.hands, self.shared = self.word(Words.HANDS), self.word(Words.SHARED)
+        self.hands, self.shared = "%hands", self.word(Words.SHARED)
         self.steps, self.rows = self.word(Words.STEPS), self.word(Words.ROWS)
         self.order, self.lengths = self.pointer(Words.ORDER), self.pointer(Words.LENGTHS)
         self.block_steps = self.word(Words.BLOCK)
@@ -176,7 +176,7 @@ class _Kernel:
             self.meet_all()
 
     def meet_all(self) -> None:
-        self.f.run("barrier", ("ptr", self.pointer(Words.POOL)), ("i64", self.hands))
+        self.f.run("barrier", ("ptr", self.pointer(Words.MEETING)), ("i64", self.hands))
 
     def sequence(self, r: str) -> str:
         """The sequence that is this thread's r-th row."""
@@ -435,7 +435,7 @@ class _Row:
         return f.vload(f.at(base, f.add(column, place.column)), mask)
 
 
-SIGNATURE = "ptr %words, i64 %number"
+SIGNATURE = "ptr %words, i64 %number, i64 %hands"
 
 
 def write_forward(module: Module, program: Program) -> Layout:

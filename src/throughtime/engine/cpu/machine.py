@@ -82,8 +82,10 @@ class Code:
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address(name))
 
 
-def assemble(text: str) -> Code:
-    """Compiles a module, or takes it from the cache on disk."""
+def assemble(text: str, known: dict[str, int] | None = None) -> Code:
+    """Compiles a module, or takes it from the cache on disk. ``known``: addresses of functions that it calls."""
+    for name, address in (known or {}).items():
+        llvm.add_symbol(name, address)
     machine = target_machine()
     recipe = f"{CODE_VERSION} {llvmlite.__version__} {llvm.get_host_cpu_name()} {machine.triple} {host_features()}"
     key = hashlib.sha256(f"{recipe} {instruction_set()}\n{text}".encode()).hexdigest()
