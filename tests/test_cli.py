@@ -62,6 +62,32 @@ def test_cells_as_a_table_has_a_row_for_each():
     assert run("cells", "--hidden-size", 0).exit_code == 2
 
 
+# The list of commands
+
+
+def test_the_list_of_commands_waits_for_nothing_and_is_right():
+    code = "import sys; from throughtime.cli import main; assert not {'torch', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
+    listed = run("--help").stdout
+    assert all(f" {name} " in listed for name in cli.LISTED)
+    cli.load()
+    brought = typer.main.get_group(cli.root).commands
+    ours = {name: command.help for name, command in brought.items() if name != "fail"}  # that is the toy's own
+    assert ours == cli.LISTED
+
+
+def test_a_command_that_is_not_there_is_told():
+    result = run("nonsense")
+    assert result.exit_code == 2
+    assert "No such command 'nonsense'" in result.output
+
+
+def test_help_without_a_run_shows_the_options_of_each_job():
+    shown = run("evaluate", "--help").stdout
+    assert "--factor" in shown  # of the toy
+    assert "--streams" in shown  # of the language job
+
+
 # Options of training
 
 

@@ -382,7 +382,7 @@ def test_monitor_warns_as_python_does_unless_told_otherwise():
     network = tt.Recurrent(Elman, 3, 16)
     init.orthogonal_(network, 0.1)
     Monitor(network)
-    with pytest.warns(TrainingWarning, match="after 1 training steps, gradients vanish"):
+    with pytest.warns(TrainingWarning, match="after 1 training step, gradients vanish"):
         network(torch.randn(2, 20, 3))
     with pytest.raises(ValueError, match=r"no throughtime\.Recurrent"):
         Monitor(torch.nn.Linear(2, 2))

@@ -337,7 +337,7 @@ def test_a_run_that_is_gone_on_with_ends_in_the_same_weights(prose: Path, tmp_pa
 
 def test_the_report_holds_all_it_shows(poem_run: Path) -> None:
     page = (poem_run / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/svg+xml;base64,") == 2
+    assert page.count("data:image/svg+xml;base64,") == 3  # loss, learning rate, what the monitor saw
     assert re.findall(r"(?:src|href)=\"(?!data:)", page) == []
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
     assert "viewport" in page

@@ -104,6 +104,28 @@ def test_from_a_text_to_a_model_that_writes(prose: Path, tmp_path: Path, run: Ru
     assert len(run("generate", out, "--top-k", 2, "--top-p", 0.9, "--temperature", 1.2).out) in (500, 501)
 
 
+def test_a_run_within_the_text_is_not_read_as_text(prose: Path, tmp_path: Path, run: Run) -> None:
+    for name in ("one", "two"):
+        shutil.copy(prose, tmp_path / name)
+    for more in ([], ["--resume", "--steps", "5"]):
+        ended = run("train", "language", "--text", tmp_path, "--out", tmp_path / "run", *SMALL, *more)
+        assert ended.status == 0, ended.err
+    measures = json.loads(run("evaluate", tmp_path / "run", "--text", tmp_path, "--json").out)
+    assert measures["units"] == 2 * (len(prose.read_text(encoding="utf-8")) + 1)  # two documents, and their ends
+
+
+def test_what_the_monitor_sees_is_said_and_kept(prose: Path, tmp_path: Path, run: Run) -> None:
+    options = ["--cell", "elman", "--clip-norm", "0", "--optimizer", "sgd", "--learning-rate", "1e-9"]
+    ended = run("train", "language", "--text", prose, "--out", tmp_path / "run", *SMALL, "--window", "30", *options)
+    assert ended.status == 0, ended.err
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert "flow layer 0 h" in records[-1]
+    said = [text for record in records for text in record.get("monitor", [])]
+    assert any("gradients vanish" in text for text in said)
+    assert all(f"warning: {text}" in ended.err for text in said)
+    assert "The monitor said: after 1 training step, gradients vanish" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_settings_reach_the_model(prose: Path, tmp_path: Path, run: Run) -> None:
     options = "--unit word --vocabulary-size 4 --cell elman --layers 2 --dropout 0.25 --embedding-dropout 0.5 --tied"
     options += " --no-shift --valid-fraction 0.3 --valid-units 77"

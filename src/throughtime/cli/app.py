@@ -43,6 +43,12 @@ class OnRun(TyperGroup):
             raise UserError(f"{run} is a run of {job!r}, which knows no `{ctx.info_name}`; see `throughtime --help`")
         return job, command, args
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Without a run, the options of each job."""
+        for job, command in self.commands.items():
+            name = ctx.info_name if len(self.commands) == 1 else f"{ctx.info_name} ({job})"
+            command.format_help(typer.Context(command, info_name=name, parent=ctx.parent), formatter)
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return ["RUN", "[OPTIONS]"]
 

@@ -92,7 +92,7 @@ def evaluate_language(
         settings = dataclasses.replace(settings, document_separator=separator, field=field)
     if glob is not None:
         settings = dataclasses.replace(settings, glob=glob)
-    found = model.evaluate(settings.source(text, documents=model.documents), streams=streams)
+    found = model.evaluate(settings.source(text, documents=model.documents, without=run), streams=streams)
     print(json.dumps(found.to_json()) if as_json else _told(found))  # noqa: T201
 
 

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 import throughtime
-from throughtime.cli import cells, language, study
 from throughtime.cli.app import evaluate, generate, predict, root, train
+from throughtime.cli.failing import Frame
 
 # Modules that bring commands; a job's module brings `train JOB` and what a run of it knows.
-COMMANDS = (cells, language, study)
+MODULES = ("cells", "inspect", "language", "study")
 
-for name, group in {"train": train, "evaluate": evaluate, "generate": generate, "predict": predict}.items():
-    if group.registered_commands:
-        root.add_typer(group, name=name)
+# What `throughtime --help` lists. It stands here so that the list does not wait for PyTorch, which the modules import.
+LISTED = {
+    "train": "Train a model; each job has its own options.",
+    "evaluate": "Measure a trained model on data.",
+    "generate": "Let a trained model write.",
+    "inspect": "Draw what happens inside a trained model: gradients through time, memory, gates, states.",
+    "demo": "Train a model on the source code of Python's own library, as found here, and let it write.",
+    "cells": "List the cells: family, name, equation, parameters, source.",
+    "study": "Put the same question to many cells.",
+}
+
+
+@functools.cache
+def load() -> None:
+    """Imports what brings commands."""
+    for name in MODULES:
+        importlib.import_module(f"throughtime.cli.{name}")
+    for name, group in {"train": train, "evaluate": evaluate, "generate": generate, "predict": predict}.items():
+        if group.registered_commands:
+            root.add_typer(group, name=name)
+
+
+class Commands(Frame):
+    """The outermost command: it lists commands without importing them, and imports them to run one."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(LISTED)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        known = self.commands.get(cmd_name)
+        if known is None and cmd_name in LISTED:
+            return TyperCommand(cmd_name, help=LISTED[cmd_name])
+        return known
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        load()
+        self.commands = typer.main.get_group(root).commands
+        return super().resolve_command(ctx, args)
 
 
 def _version(wanted: bool) -> None:
@@ -25,7 +63,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@root.callback()
+@root.callback(cls=Commands)
 def throughtime_command(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[

@@ -38,6 +38,7 @@ class TextSource:
         separator: what stands between two documents; it belongs to neither.
         field: the files are JSON lines, one document each, under this name: a string, or a list of lines.
         documents: a plain file is a document too (what a model of documents is evaluated on).
+        without: a folder within it that is not read (where a run writes).
 
     Raises:
         UserError: nothing is there, both ways to tell documents apart are given, or, once read, a file is empty,
@@ -50,6 +51,7 @@ class TextSource:
     separator: str | None = None
     field: str | None = None
     documents: bool = False
+    without: Path | None = None
 
     def __post_init__(self) -> None:
         if self.separator is not None and self.field is not None:
@@ -77,6 +79,8 @@ class TextSource:
         return found
 
     def _left_out(self, path: Path) -> bool:
+        if self.without is not None and path.resolve().is_relative_to(self.without.resolve()):
+            return True
         patterns = [".*", *filter(None, self.exclude.split(","))]
         return any(fnmatchcase(part, pattern) for part in path.relative_to(self.path).parts for pattern in patterns)
 

@@ -195,7 +195,8 @@ class Monitor:
         if kind in self._said:
             return
         self._said.add(kind)
-        text = f"after {max(self._calls.values())} training steps, {text}"
+        steps = max(self._calls.values())
+        text = f"after {steps:,} training step{'s' if steps > 1 else ''}, {text}"
         self.warnings.append(text)
         if self._say is None:
             warnings.warn(text, TrainingWarning, stacklevel=2)

@@ -13,12 +13,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from throughtime.data import (
@@ -179,13 +181,13 @@ def train(
     """
     settings, training, out = settings or Settings(), training or TRAINING, Path(out)
     refuse_overwriting(out, resume)
-    source = settings.source(Path(text))
+    source = settings.source(Path(text), without=out)
     vocabulary = learn_vocabulary(source, settings.unit, settings.vocabulary_size)
     numbers = encode_to_disk(source, vocabulary)
     if settings.valid is None:
         learnt, held_out = numbers.split(settings.valid_fraction)
     else:
-        valid = settings.source(Path(settings.valid), documents=source.apart)
+        valid = settings.source(Path(settings.valid), documents=source.apart, without=out)
         learnt, held_out = numbers, encode_to_disk(valid, vocabulary)
     seed_all(training.seed)
     network = settings.network(vocabulary.size)
@@ -197,13 +199,29 @@ def train(
         "vocabulary": vocabulary.to_json(),
     }
     begin_run(out, JOB, config, resume=resume)
-    fit(problem, out, training, resume=resume, items=ITEMS[settings.unit])
+    _watched(problem, out, training, resume, ITEMS[settings.unit])
     model = LanguageModel(network.eval(), vocabulary, settings, source.apart)
     if first_process():
         from throughtime.tasks.language_report import report  # its figures load slowly; writing need not wait for them
 
         report(model, out, training)
     return model
+
+
+def _watched(problem: LanguageProblem, out: Path, training: Training, resume: bool, items: str) -> None:
+    """Trains, and looks at what gradients, gates and units do meanwhile; a word where they keep it from learning."""
+    if not first_process():
+        fit(problem, out, training, resume=resume, items=items)
+        return
+    from throughtime.insight.monitor import Monitor  # here, as it brings matplotlib, which writing need not wait for
+
+    console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    with contextlib.closing(Monitor(problem.model, say=say)) as monitor:
+        fit(problem, out, training, resume=resume, items=items, on_record=monitor, console=console)
 
 
 def load(run: str | Path) -> LanguageModel:

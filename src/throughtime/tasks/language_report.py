@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from throughtime.insight.report import Curve, Sample, Section, draw_curves, write_report
+from throughtime.insight.sections import course_section
 from throughtime.learning import Training, read_metrics
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def report(model: LanguageModel, run: Path, training: Training) -> Path:
     settings["parameters"] = f"{sum(p.numel() for p in model.network.parameters()):,}"
     settings["vocabulary"] = f"{model.vocabulary.size:,} units"
     unit = _NAME[model.settings.unit]
+    course = course_section(records)
     path = run / "report.html"
     write_report(
         path,
@@ -59,12 +61,14 @@ def report(model: LanguageModel, run: Path, training: Training) -> Path:
                 draw_curves([Curve("learning rate", *_axes(rate))], x_label="minutes", y_label="learning rate"),
                 "Learning rate over time",
             ),
+            *([course] if course is not None else []),
         ],
         settings={name.replace("_", " "): value for name, value in settings.items() if value is not None},
         samples=_samples(model),
         commands=[
             f"throughtime generate {run} --length 500 --temperature 0.8",
             f"throughtime evaluate {run} --text FILE",
+            f"throughtime inspect {run}",
         ],
     )
     return path
