@@ -12,7 +12,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/throughtime demo --out runs/demo
+	$(BIN)/throughtime demo --out runs/demo --resume
 
 test: lint types unit
 

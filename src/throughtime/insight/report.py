@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib as mpl
-from matplotlib.figure import Figure
 
 from throughtime.errors import UserError
-
-COLOURS = ("#1f5fa8", "#c8501e", "#3c7d3c", "#7a4a9c")
+from throughtime.insight.figures import colour, finish, legend, new_figure, picture
 
 
 @dataclass(frozen=True)
@@ -29,13 +24,32 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows under names; a cell may be shaded, from 0 to 1."""
+
+    names: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    shades: Sequence[Sequence[float]] = ()  # one a cell, or none at all
+
+
+@dataclass(frozen=True)
+class Shaded:
+    """A text in parts, each shaded by what it counts for, from 0 to 1."""
+
+    title: str
+    parts: Sequence[tuple[str, float]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A picture with what there is to see in it."""
+    """A picture, a table or shaded texts, with what there is to see in them."""
 
     title: str
     sentences: Sequence[str]
     picture: str = ""  # a data: address
     alt: str = ""
+    table: Table | None = None
+    texts: Sequence[Shaded] = ()
 
 
 @dataclass(frozen=True)
@@ -86,22 +100,13 @@ def write_report(
         raise UserError(f"{path}: cannot be written: {error.strerror}; the run itself is whole") from error
 
 
-def draw_curves(curves: Sequence[Curve], *, x_label: str, y_label: str, level: tuple[str, float] | None = None) -> str:
-    """Curves over one axis as an address that holds the picture (SVG); ``level`` is a named height to compare with."""
-    with mpl.rc_context({"svg.hashsalt": "throughtime", "font.size": 12, "axes.unicode_minus": False}):
-        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-        axes = figure.add_subplot()
-        for curve, colour in zip(curves, COLOURS, strict=False):
-            marked: dict[str, Any] = {"marker": "o", "markersize": 4} if curve.marked else {}
-            axes.plot(curve.x, curve.y, color=colour, label=curve.name, linewidth=1.6, **marked)
-        if level is not None:
-            axes.axhline(level[1], color="#888888", linestyle=":", linewidth=1.2, label=level[0])
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if curves:
-            axes.legend(frameon=False)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+def draw_curves(curves: Sequence[Curve], *, x_label: str, y_label: str) -> str:
+    """Curves over one axis, as an address that holds the picture."""
+    figure, (axes,) = new_figure()
+    for number, curve in enumerate(curves):
+        marker = "o" if curve.marked else None
+        axes.plot(curve.x, curve.y, color=colour(number), label=curve.name, marker=marker, markersize=4)
+    axes.grid(alpha=0.25)
+    finish(axes, "", x_label, y_label)
+    legend(axes)
+    return picture(figure)
