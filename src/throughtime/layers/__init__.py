@@ -1,5 +1,10 @@
 """What models are made of."""
 
+from throughtime.layers.characters import CharacterFeatures
+from throughtime.layers.crf import CRF
+from throughtime.layers.pooling import POOLINGS, Pooling
 from throughtime.layers.recurrent import Recurrent
+from throughtime.layers.tokens import TokenFeatures, Tokens
+from throughtime.layers.windows import Windows
 
-__all__ = ["Recurrent"]
+__all__ = ["CRF", "POOLINGS", "CharacterFeatures", "Pooling", "Recurrent", "TokenFeatures", "Tokens", "Windows"]

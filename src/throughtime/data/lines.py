@@ -1,0 +1,40 @@
+"""Lines of a text file with their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from throughtime.data.utf8 import read_chunks
+from throughtime.errors import UserError
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file, from 1, without their ends (LF or CRLF).
+
+    Raises:
+        UserError: the file cannot be read, is binary or not UTF-8.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, where a file is wanted; name a file in it")
+    buffer, number = "", 0
+    for text in read_chunks(path):
+        *whole, buffer = (buffer + text).split("\n")
+        for line in whole:
+            number += 1
+            yield number, line.removesuffix("\r")
+    if buffer:
+        yield number + 1, buffer.removesuffix("\r")
+
+
+def blocks(lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Lines between empty lines, together."""
+    block: list[tuple[int, str]] = []
+    for number, line in lines:
+        if line.strip():
+            block.append((number, line))
+        elif block:
+            yield block
+            block = []
+    if block:
+        yield block

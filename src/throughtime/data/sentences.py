@@ -1,0 +1,200 @@
+"""Labelled sentences, from the files that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from throughtime.data.lines import blocks, numbered_lines
+from throughtime.data.spans import segments_of
+from throughtime.errors import UserError
+
+
+class Sentence(NamedTuple):
+    """Words with a label each."""
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...]  # one a word; () where the file has none
+    intent: str  # the label of the whole; "" where the file has none
+    path: Path
+    line: int  # where it begins
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where in a line words and labels stand.
+
+    Args:
+        word: the column of words, counted from 1; from the end where negative. 0: the format's own.
+        label: the same for labels.
+        strip_digit: each word ends in a digit that is not its own (WeiboNER).
+        segment: labels are the borders of words: what is labelled is their characters, as B M E S.
+    """
+
+    word: int = 0
+    label: int = 0
+    strip_digit: bool = False
+    segment: bool = False
+
+
+def read_conll(path: Path, columns: Columns) -> Iterator[Sentence]:
+    """Columns parted by tabs (or else white space), an empty line between sentences; CoNLL 2000, 2002, 2003.
+
+    The first column is the word, the last its label, unless told otherwise. Lines of ``-DOCSTART-`` and, before the
+    first word of a sentence, lines that begin with ``#`` and have no other column are left out.
+
+    Raises:
+        UserError: a line has another number of columns than the first of its sentence, or lacks one that is wanted.
+    """
+    for block in blocks(numbered_lines(path)):
+        rows: list[tuple[int, list[str]]] = []
+        for number, line in block:
+            cells = line.split("\t") if "\t" in line else line.split()
+            if cells[0] == "-DOCSTART-" or (not rows and line.startswith("#") and len(cells) == 1):
+                continue
+            if not rows and line.startswith("# ") and "\t" not in line:
+                continue
+            if rows and len(cells) != len(rows[0][1]):
+                raise UserError(
+                    f"{path}:{number}: {_counted(cells)}, where line {rows[0][0]} of the same sentence has "
+                    f"{len(rows[0][1])}; give each word the same columns, and an empty line between sentences"
+                )
+            rows.append((number, cells))
+        if rows:
+            yield _sentence(path, rows, columns, 1, -1)
+
+
+def read_conllu(path: Path, columns: Columns) -> Iterator[Sentence]:
+    """CoNLL-U (Universal Dependencies): ten columns parted by tabs.
+
+    The second is the word, the fourth its part of speech, the label unless told otherwise. Comments, multi-word tokens
+    (``3-4``) and empty nodes (``5.1``) are left out.
+
+    Raises:
+        UserError: a line has not ten columns.
+    """
+    for block in blocks(numbered_lines(path)):
+        rows = []
+        for number, line in block:
+            if line.startswith("#"):
+                continue
+            cells = line.split("\t")
+            if len(cells) != 10:
+                raise UserError(f"{path}:{number}: {_counted(cells)}; CoNLL-U has 10, parted by tabs")
+            if cells[0].isdigit():
+                rows.append((number, cells))
+        if rows:
+            yield _sentence(path, rows, columns, 2, 4)
+
+
+def read_parallel(path: Path, columns: Columns) -> Iterator[Sentence]:
+    """A folder of ``seq.in`` (words), ``seq.out`` (their labels) and, where there is one, ``label`` (the intent).
+
+    One sentence a line in each.
+
+    Raises:
+        UserError: a file is missing, or the lines do not match.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: not a folder; the parallel format is a folder with seq.in and seq.out")
+    inputs, outputs = list(numbered_lines(path / "seq.in")), list(numbered_lines(path / "seq.out"))
+    intents = list(numbered_lines(path / "label")) if (path / "label").exists() else None
+    for name, lines in {"seq.out": outputs, "label": intents}.items():
+        if lines is not None and len(lines) != len(inputs):
+            raise UserError(
+                f"{path / name}:{min(len(lines), len(inputs)) + 1}: {len(lines)} lines, where seq.in has {len(inputs)};"
+                " give each sentence a line in both"
+            )
+    for k, (number, line) in enumerate(inputs):
+        words, labels = tuple(line.split()), tuple(outputs[k][1].split())
+        if len(words) != len(labels):
+            raise UserError(
+                f"{path / 'seq.out'}:{number}: {len(labels)} labels for the {len(words)} words of seq.in; give one each"
+            )
+        if words:
+            yield Sentence(words, labels, intents[k][1].strip() if intents is not None else "", path / "seq.in", number)
+
+
+def read_segmented(path: Path, columns: Columns) -> Iterator[Sentence]:
+    """A sentence a line, its words parted by white space; characters are labelled B M E S."""
+    for number, line in numbered_lines(path):
+        words = line.split()
+        if words:
+            yield Sentence(tuple("".join(words)), segments_of(words), "", path, number)
+
+
+FORMATS: dict[str, Callable[[Path, Columns], Iterator[Sentence]]] = {
+    "conll": read_conll,
+    "conllu": read_conllu,
+    "parallel": read_parallel,
+    "segmented": read_segmented,
+}
+
+
+def read_sentences(path: Path, form: str = "auto", columns: Columns | None = None) -> list[Sentence]:
+    """The sentences of a file; "auto" goes by its name and its first lines.
+
+    Raises:
+        UserError: the file is missing, has no sentence, or is not of the format.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if form == "auto":
+        form = format_of(path)
+    if form not in FORMATS:
+        raise UserError(f"format {form!r} is unknown; choose one of auto, {', '.join(FORMATS)}")
+    found = list(FORMATS[form](path, columns or Columns()))
+    if not found:
+        raise UserError(f"{path}: no sentence in it; is it of the {form} format? name another with --format")
+    return found
+
+
+def format_of(path: Path) -> str:
+    """What a file looks like."""
+    if path.is_dir():
+        return "parallel"
+    if path.suffix == ".conllu":
+        return "conllu"
+    if path.suffix == ".seg":
+        return "segmented"
+    for _, line in numbered_lines(path):
+        if line.strip() and not line.startswith("#"):
+            cells = line.split("\t")
+            return "conllu" if len(cells) == 10 and cells[0].split("-")[0].isdigit() else "conll"
+    return "conll"
+
+
+def _sentence(path: Path, rows: list[tuple[int, list[str]]], columns: Columns, word: int, label: int) -> Sentence:
+    words = _column(path, rows, columns.word or word)
+    if columns.strip_digit:
+        for (number, _), word_ in zip(rows, words, strict=True):
+            if len(word_) < 2 or not word_[-1].isdigit():
+                raise UserError(f"{path}:{number}: {word_!r} has no digit at its end to strip; leave out --strip-digit")
+        words = [word_[:-1] for word_ in words]
+    if columns.segment:
+        return Sentence(tuple("".join(words)), segments_of(words), "", path, rows[0][0])
+    return Sentence(tuple(words), tuple(_column(path, rows, columns.label or label)), "", path, rows[0][0])
+
+
+def _column(path: Path, rows: list[tuple[int, list[str]]], column: int) -> list[str]:
+    values = []
+    for number, cells in rows:
+        at = column - 1 if column > 0 else column + len(cells)
+        if not 0 <= at < len(cells) or (column == -1 and len(cells) == 1):
+            raise UserError(
+                f"{path}:{number}: {_counted(cells)}, so there is no column {column}; a word and its label are wanted"
+            )
+        if not cells[at].strip():
+            raise UserError(f"{path}:{number}: column {column} is empty; give a word and its label")
+        values.append(cells[at].strip())
+    return values
+
+
+def _counted(cells: list[str]) -> str:
+    return f"{len(cells)} column" + "s" * (len(cells) != 1)

@@ -1,0 +1,107 @@
+"""Texts with a label each, from tables: CSV, TSV, JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from throughtime.data.lines import numbered_lines
+from throughtime.errors import UserError
+
+
+class Row(NamedTuple):
+    """A text and its label."""
+
+    text: str
+    label: str  # "" where there is none
+    path: Path
+    line: int
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+def read_table(path: Path, form: str, text: str, label: str | None) -> Iterator[Row]:
+    """The rows of a file whose first line names the columns (CSV, TSV), or of JSON objects.
+
+    Args:
+        path: the file.
+        form: "csv" (commas, quotes), "tsv" (tabs, no quotes) or "jsonl".
+        text: the name of the column of texts.
+        label: that of labels; None where there is none.
+
+    Raises:
+        UserError: a column is missing, a row has more or fewer columns than the first, or is not JSON.
+    """
+    names = [text] if label is None else [text, label]
+    for number, record in _RECORDS[form](path):
+        for name in names:
+            if name not in record:
+                raise UserError(
+                    f"{path}:{number}: no column {name!r} here (it has {', '.join(map(str, record)) or 'none'}); "
+                    f"name one with --{'text' if name == text else 'label'}-column"
+                )
+        value = record[text]
+        if not isinstance(value, str):
+            raise UserError(f"{path}:{number}: {text!r} is {_kind(value)}, where a text is wanted")
+        found = "" if label is None else record[label]
+        if isinstance(found, (dict, list)) or found is None or (label is not None and not str(found).strip()):
+            raise UserError(f"{path}:{number}: {label!r} is {_kind(found)}, where a label is wanted")
+        yield Row(value, str(found).strip(), path, number)
+
+
+def _csv(path: Path, tabs: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = (line + "\n" for _, line in numbered_lines(path))
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
+    csv.field_size_limit(1 << 27)
+    names: list[str] | None = None
+    begins = 1
+    try:
+        for cells in reader:
+            line, begins = begins, reader.line_num + 1
+            if not cells:
+                continue
+            if names is None:
+                names = [cell.strip() for cell in cells]
+                continue
+            if len(cells) != len(names):
+                raise UserError(
+                    f"{path}:{line}: {len(cells)} columns, where the first line names {len(names)}"
+                    + ("" if tabs else "; put quotes around a text that has commas")
+                )
+            yield line, dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}:{begins}: not CSV ({error}); check the quotes") from error
+
+
+def _tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    return _csv(path, tabs=True)
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}:{number}: not a line of JSON ({error.msg}); one object a line is wanted"
+            ) from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: {_kind(record)}, where a JSON object is wanted")
+        yield number, record
+
+
+_RECORDS = {"csv": _csv, "tsv": _tsv, "jsonl": _jsonl}
+
+
+def _kind(value: Any) -> str:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "empty"
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return names.get(type(value), "a number")

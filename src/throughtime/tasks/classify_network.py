@@ -1,0 +1,47 @@
+"""A recurrent network that gives a sequence a class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from throughtime.layers import Pooling, Recurrent, TokenFeatures
+from throughtime.tasks.reading import SeriesFeatures
+
+
+class Classifier(nn.Module):
+    """Features of steps, layers of a cell, one vector for the sequence, and scores of classes.
+
+    Args:
+        features: of words or numbers.
+        recurrent: what reads them.
+        pooling: over time.
+        classes: how many there are.
+        dropout: of what is read, and of what is pooled.
+    """
+
+    def __init__(
+        self,
+        features: TokenFeatures | SeriesFeatures,
+        recurrent: Recurrent,
+        pooling: Pooling,
+        classes: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.recurrent = recurrent
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(recurrent.output_size, classes)
+
+    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """``Tokens or Frames -> (scores (B, N), weights of attention (B, T) or None)``."""
+        return self.judge(self.features.embed(batch), batch.lengths)
+
+    def judge(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same from embedded steps (B, T, .)."""
+        y, _ = self.recurrent(self.features.spread(x, lengths), lengths=lengths)
+        pooled, weights = self.pooling(y, lengths)
+        return self.output(self.dropout(pooled)), weights

@@ -1,0 +1,58 @@
+"""The settings of the classification job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from throughtime.errors import UserError
+from throughtime.layers import POOLINGS, Pooling
+from throughtime.tasks.classify_data import FORMATS, SERIES, Example, How, read_examples
+from throughtime.tasks.reading import ReadingSettings, setting
+
+UNITS = ("word", "char")
+
+
+@dataclass(frozen=True)
+class Settings(ReadingSettings):
+    """What is read and what is built, on top of `ReadingSettings`.
+
+    Raises:
+        UserError: a setting is out of range, or a name unknown.
+    """
+
+    text_column: str = setting("text", "The column, or JSON field, of texts.")
+    label_column: str = setting("label", "The column, or JSON field, of labels.")
+    unit: str = setting("word", "What a text is read by: word (and sign) or char.")
+    rows_as_time: bool = setting(True, "Read an image row by row; otherwise pixel by pixel.")
+    phrases: bool = setting(False, "Train on every phrase of a tree, not on sentences alone.")
+    binary: bool = setting(False, "Of sentiments 0 to 4, tell 0 and 1 from 3 and 4; 2 is left out.")
+    pooling: str = setting("max", f"One vector for a sequence: {', '.join(POOLINGS)}.")
+    shift: int = setting(0, "Shift images at random by up to so many pixels, in training.")
+    jitter: float = setting(0.0, "Add noise of this deviation to series (scaled to deviation 1), in training.")
+    stretch: float = setting(0.0, "Scale series at random by up to this share, in training.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format not in ("auto", *FORMATS):
+            raise UserError(f"format {self.format!r} is unknown; choose one of auto, {', '.join(FORMATS)}")
+        if self.pooling not in POOLINGS:
+            raise UserError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+        if self.unit not in UNITS:
+            raise UserError(f"unit must be one of {', '.join(UNITS)}, not {self.unit!r}")
+        if self.shift < 0 or self.jitter < 0:
+            raise UserError("shift and jitter must be at least 0")
+        if not 0 <= self.stretch < 1:
+            raise UserError(f"stretch must be at least 0 and below 1, not {self.stretch:g}")
+
+    def read(self, path: Path, part: str) -> tuple[str, list[Example]]:
+        """The format of a file, and its examples; ``part`` ("train", "test") says which files of a folder."""
+        how = How(self.text_column, self.label_column, self.unit, self.rows_as_time, self.phrases, self.binary)
+        return read_examples(path, self.format, part, how)
+
+    def pool(self, size: int) -> Pooling:
+        return Pooling(self.pooling, size, 2 if self.bidirectional else 1)
+
+    @staticmethod
+    def is_series(form: str) -> bool:
+        return form in SERIES

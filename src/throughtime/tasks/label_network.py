@@ -1,0 +1,86 @@
+"""A recurrent network that gives each step a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from throughtime.data.spans import may_follow
+from throughtime.layers import CRF, Pooling, Recurrent, TokenFeatures, Tokens
+
+
+class Tagger(nn.Module):
+    """Words, layers of a cell, and scores of labels; over them a CRF, and beside them the intent, where asked for.
+
+    >>> from throughtime.cells.catalogue import cell_named
+    >>> import torch
+    >>> features = TokenFeatures(9, 4)
+    >>> tagger = Tagger(features, Recurrent(cell_named("gru"), 4, 5, bidirectional=True), ["O", "B-x"], "bio", crf=True)
+    >>> scores, intent = tagger(Tokens(torch.tensor([[3, 1, 0]]), torch.tensor([2])))
+    >>> scores.shape, tagger.labels(scores, torch.tensor([2]))[0][0] in (0, 1)
+    (torch.Size([1, 3, 2]), True)
+
+    Args:
+        features: of the words.
+        recurrent: what reads them.
+        labels: the names of the labels.
+        scheme: they are written in.
+        crf: whether labels are judged as a whole sequence; their scheme is then kept to.
+        intents: how many there are; 0 for none.
+        dropout: of the layers' outputs.
+    """
+
+    def __init__(
+        self,
+        features: TokenFeatures,
+        recurrent: Recurrent,
+        labels: Sequence[str],
+        scheme: str,
+        *,
+        crf: bool = False,
+        intents: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.recurrent = recurrent
+        self.dropout = nn.Dropout(dropout)
+        width = recurrent.output_size
+        self.output = nn.Linear(width, len(labels))
+        self.crf = CRF(len(labels), *may_follow(labels, scheme)) if crf else None
+        self.intent = nn.Linear(width, intents) if intents else None
+        self.pooling = Pooling("max", width)
+
+    def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """``Tokens -> (scores (B, T, L), intents' scores (B, N) or None)``."""
+        return self.judge(self.features.embed(tokens), tokens.lengths)
+
+    def judge(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same from embedded words (B, T, .)."""
+        y, _ = self.recurrent(self.features.spread(x, lengths), lengths=lengths)
+        y = self.dropout(y)  # (B, T, O)
+        intent = None if self.intent is None else self.intent(self.pooling(y, lengths)[0])
+        return self.output(y), intent
+
+    def cost(self, tokens: Tokens, labels: Tensor, intents: Tensor | None) -> Tensor:
+        """The sum over sentences of -ln p(labels) and -ln p(intent): labels (B, T), intents (B,)."""
+        scores, intent = self(tokens)
+        if self.crf is not None:
+            cost = -self.crf.log_likelihood(scores, labels, tokens.lengths).sum()
+        else:
+            cost = nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="sum")
+        if intent is not None and intents is not None:
+            cost = cost + nn.functional.cross_entropy(intent, intents, reduction="sum")
+        return cost
+
+    def labels(self, scores: Tensor, lengths: Tensor) -> list[list[int]]:
+        """The likeliest labels of each sentence."""
+        if self.crf is not None:
+            return self.crf.decode(scores, lengths)
+        best = scores.argmax(-1).tolist()
+        return [row[:length] for row, length in zip(best, lengths.tolist(), strict=True)]
+
+    def probabilities(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, L): of each label at each step."""
+        return scores.softmax(-1) if self.crf is None else self.crf.marginals(scores, lengths)
