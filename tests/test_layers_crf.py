@@ -139,6 +139,10 @@ def test_decoding_goes_on_from_a_label() -> None:
         return (steps + sum(x[0, t, k] for t, k in enumerate(path)) + crf._weights()[2][path[-1]]).item()
 
     assert tuple(best) == max(paths, key=score)
+    chances = crf.marginals(x, [3], crf.following(first), goes_on=True)
+    crf.end.data.fill_(9.0)  # what goes on is not judged by how it might end
+    assert torch.equal(crf.marginals(x, [3], crf.following(first), goes_on=True), chances)
+    torch.testing.assert_close(chances.sum(-1), torch.ones(1, 3, dtype=torch.float64))
 
 
 def test_masks_of_another_shape_are_told() -> None:

@@ -15,7 +15,7 @@ from throughtime.cli.app import evaluate, generate, predict, root, train
 from throughtime.cli.failing import Frame
 
 # Modules that bring commands; a job's module brings `train JOB` and what a run of it knows.
-MODULES = ("bench", "cells", "classify", "inspect", "label", "language", "study")
+MODULES = ("bench", "cells", "classify", "inspect", "label", "language", "reproduce", "study")
 
 # What `throughtime --help` lists. It stands here so that the list does not wait for PyTorch, which the modules import.
 LISTED = {
@@ -26,6 +26,7 @@ LISTED = {
     "inspect": "Draw what happens inside a trained model: gradients through time, memory, gates, states.",
     "demo": "Train a model on the source code of Python's own library, as found here, and let it write.",
     "cells": "List the cells: family, name, equation, parameters, source.",
+    "reproduce": "Run the recipes of published results, and write down what comes out of them.",
     "study": "Put the same question to many cells.",
     "bench": "Time the compiled backend against torch.nn and plain loops: turn by turn, medians, results checked first.",
 }

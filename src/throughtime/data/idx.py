@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from throughtime.errors import UserError
 
-_NAMES = {"train": ("train",), "test": ("t10k", "test")}
+_NAMES = {"train": ("train",), "valid": ("valid", "dev"), "test": ("t10k", "test")}
 _BYTES = 0x08  # the type code of unsigned bytes
 
 
@@ -45,7 +45,7 @@ def read_images(path: Path, part: str) -> tuple[NDArray[Any], NDArray[Any]]:
 
     Args:
         path: a folder, or a file of images; its labels lie beside it (``images-idx3``, ``labels-idx1`` in the names).
-        part: "train" or "test": which files of a folder.
+        part: "train", "valid" or "test": which files of a folder.
 
     Raises:
         UserError: a file is missing or damaged, or there is not one label for each image.

@@ -70,30 +70,34 @@ class CRF(nn.Module):
         lengths = torch.as_tensor(lengths, device=emissions.device)
         return _LogPartition.apply(emissions, *self._weights(), lengths)
 
-    def marginals(self, emissions: Tensor, lengths: Any, start: Tensor | None = None) -> Tensor:
-        """p(y_t = k) at each step: ``(B, T, L) -> (B, T, L)``, zeros past a length; ``start`` as in `decode`."""
+    def marginals(
+        self, emissions: Tensor, lengths: Any, start: Tensor | None = None, *, goes_on: bool = False
+    ) -> Tensor:
+        """p(y_t = k) at each step: ``(B, T, L) -> (B, T, L)``, zeros past a length; options as in `decode`."""
         lengths = torch.as_tensor(lengths, device=emissions.device)
         with torch.no_grad():
-            transitions, learned, end = self._weights()
-            start = learned if start is None else start
-            found = _forward(emissions.double(), transitions.double(), start.double(), end.double(), lengths)
+            transitions, begin, end = self._bounded(start, goes_on)
+            found = _forward(emissions.double(), transitions.double(), begin.double(), end.double(), lengths)
             return _backward(found, lengths)[0].to(emissions.dtype)
 
     @torch.no_grad()
-    def decode(self, emissions: Tensor, lengths: Any, start: Tensor | None = None) -> list[list[int]]:
+    def decode(
+        self, emissions: Tensor, lengths: Any, start: Tensor | None = None, *, goes_on: bool = False
+    ) -> list[list[int]]:
         """The likeliest labels of each sequence (Viterbi 1967).
 
         Args:
             emissions: (B, T, L).
             lengths: (B,).
             start: (L,) scores of the first label in place of the learned ones: what goes on from a label before.
+            goes_on: whether more is to come, so that what may end, and how likely, does not count.
         """
-        transitions, learned, end = self._weights()
+        transitions, begin, end = self._bounded(start, goes_on)
         lengths = torch.as_tensor(lengths, device=emissions.device)
         steps = int(lengths.max()) if lengths.numel() else 0
         if steps == 0:
             return [[] for _ in range(emissions.shape[0])]
-        best = emissions[:, 0] + (learned if start is None else start)  # (B, L): the best score of a path to here
+        best = emissions[:, 0] + begin  # (B, L): the best score of a path to here
         into = transitions.t().contiguous()  # (L, L): to, from
         pointers = []
         for t in range(1, steps):
@@ -114,6 +118,10 @@ class CRF(nn.Module):
     def following(self, label: int) -> Tensor:
         """(L,) scores of the label after ``label``, for `decode` in parts."""
         return self._weights()[0][label]
+
+    def _bounded(self, start: Tensor | None, goes_on: bool) -> tuple[Tensor, Tensor, Tensor]:
+        transitions, begin, end = self._weights()
+        return transitions, begin if start is None else start, torch.zeros_like(end) if goes_on else end
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """Transitions, start and end, -inf where ruled out."""

@@ -258,7 +258,7 @@ def train(
     if len(labels) < 2:
         raise UserError(f"{data}: all examples are of the class {labels[0]!r}; at least two classes are needed")
     if settings.valid is not None:
-        held_out = settings.read(Path(settings.valid), "test")[1]
+        held_out = settings.read(Path(settings.valid), "valid")[1]
     else:
         chosen, rest = split_validation([example.label for example in learnt], settings.valid_fraction, training.seed)
         if not rest:

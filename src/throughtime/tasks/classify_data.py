@@ -54,7 +54,7 @@ def read_examples(path: Path, form: str, part: str, how: How) -> tuple[str, list
     Args:
         path: a file, or a folder of IDX files.
         form: a name of `FORMATS`, or "auto".
-        part: "train" or "test": which files of a folder, and whether phrases of trees are wanted.
+        part: "train", "valid" or "test": which files of a folder, and whether phrases of trees are wanted.
         how: the job's settings.
 
     Raises:

@@ -46,7 +46,7 @@ class Settings(ReadingSettings):
             raise UserError(f"stretch must be at least 0 and below 1, not {self.stretch:g}")
 
     def read(self, path: Path, part: str) -> tuple[str, list[Example]]:
-        """The format of a file, and its examples; ``part`` ("train", "test") says which files of a folder."""
+        """The format of a file, and its examples; ``part`` ("train", "valid", "test") says which files of a folder."""
         how = How(self.text_column, self.label_column, self.unit, self.rows_as_time, self.phrases, self.binary)
         return read_examples(path, self.format, part, how)
 

@@ -55,18 +55,18 @@ class LabelStream:
     def push(self, word: str) -> list[LabelledWord]:
         """Takes a word; gives the word that can be labelled now, or none."""
         self._waiting.append(word)
-        return [self._next()] if len(self._waiting) > self.look_ahead else []
+        return [self._next(goes_on=True)] if len(self._waiting) > self.look_ahead else []
 
     def close(self) -> list[LabelledWord]:
         """The words that still wait, labelled; the stream can begin anew."""
         found = []
         while self._waiting:
-            found.append(self._next())
+            found.append(self._next(goes_on=False))
         self._past, self._state, self._label = [], None, None
         return found
 
     @torch.inference_mode()
-    def _next(self) -> LabelledWord:
+    def _next(self, *, goes_on: bool) -> LabelledWord:
         model, network = self._model, self._model.network
         network.eval()
         context = [*self._past, *self._waiting]
@@ -75,20 +75,20 @@ class LabelStream:
         y = self._read(x)
         scores = network.output(y)  # (1, K, L)
         lengths = torch.tensor([scores.shape[1]], device=scores.device)
-        label, chance = self._judged(scores, lengths)
+        label, chance = self._judged(scores, lengths, goes_on)
         word = self._waiting.pop(0)
         self._past = [*self._past, word][-self._beside :] if self._beside else []
         self._label = label
         return LabelledWord(word, model.labels[label], chance)
 
-    def _judged(self, scores: Tensor, lengths: Tensor) -> tuple[int, float]:
+    def _judged(self, scores: Tensor, lengths: Tensor, goes_on: bool) -> tuple[int, float]:
         crf = self._model.network.crf
         if crf is None:
             chance, label = scores[0, 0].softmax(-1).max(-1)
             return int(label), float(chance)
         start = None if self._label is None else crf.following(self._label)
-        label_ = crf.decode(scores, lengths, start=start)[0][0]
-        return label_, float(crf.marginals(scores, lengths, start=start)[0, 0, label_])
+        best = crf.decode(scores, lengths, start, goes_on=goes_on)[0][0]
+        return best, float(crf.marginals(scores, lengths, start, goes_on=goes_on)[0, 0, best])
 
     def _read(self, x: Tensor) -> Tensor:
         """Outputs of the words that wait; the state moves on by the first of them."""

@@ -156,7 +156,9 @@ class SeriesFeatures(nn.Module):
 
     def measure(self, series: Iterable[Tensor]) -> None:
         """Takes mean and deviation of each channel from series (T, C)."""
-        values = torch.cat([one for one in series if len(one)])  # (N, C)
+        values = torch.cat(list(series))  # (N, C)
+        if len(values) == 0:
+            return
         self.mean.copy_(values.mean(0))
         self.deviation.copy_(values.std(0, correction=0).clamp(min=1e-6))
 
