@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo reproduce test lint types unit clean
 .DEFAULT_GOAL := test
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -13,6 +13,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed
 	$(BIN)/throughtime demo --out runs/demo --resume
+
+# Published results on real data: make reproduce DATA=folder; writes docs/results-reading.md.
+reproduce: $(VENV)/installed
+	$(BIN)/throughtime reproduce --data $(or $(DATA),$(error name the folder of data sets: make reproduce DATA=folder))
 
 test: lint types unit
 

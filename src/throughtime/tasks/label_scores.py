@@ -69,6 +69,8 @@ def words_f1(gold: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]]) ->
 
 
 def _seqeval(gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, Any]:
+    if not any(spans_of(sentence) for sentence in (*gold, *found)):
+        return {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     from seqeval.metrics import classification_report  # here, as it brings scikit-learn, which nothing else needs
 
     report = classification_report(_bio(gold), _bio(found), output_dict=True, zero_division=0)

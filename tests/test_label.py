@@ -1,0 +1,261 @@
+"""The labelling job: from files to a model that labels, through the command line and from Python."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reading_cases import SMALL, Run, assert_told, command, put_conll, put_parallel, trips
+from throughtime.data.sentences import read_sentences
+from throughtime.data.spans import spans_of
+from throughtime.learning import Training
+from throughtime.tasks import label
+from throughtime.tasks.label import LabelModel, Settings
+from throughtime.tasks.label_report import _shades
+from throughtime.tasks.label_scores import score
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    return command(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return put_parallel(tmp_path_factory.mktemp("data") / "train", trips(60))
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path) -> Path:
+    settings = Settings(
+        hidden=12, embedding=8, batch_size=8, crf=True, intent=True, characters=True, character_hidden=4, scheme="bioes"
+    )
+    training = Training(epochs=15, optimizer="adam", learning_rate=0.02, clip_norm=5)
+    label.train(data, data.parent / "run", settings, training)
+    return data.parent / "run"
+
+
+def test_from_files_to_labels(data: Path, trained: Path, tmp_path: Path, run: Run) -> None:
+    assert {path.name for path in trained.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "report.html",
+    }
+    test = put_parallel(tmp_path / "test", trips(20, seed=9))
+    ended = run("evaluate", trained, "--data", test, "--json")
+    assert ended.status == 0
+    scores = json.loads(ended.out)
+    assert scores["f1"] > 0.9
+    assert scores["intent_accuracy"] > 0.9
+    assert scores["scorer"] == "seqeval"
+    assert (scores["sentences"], scores["unseen"]) == (20, 0)
+    assert "f1               0.9" in run("evaluate", trained, "--data", test).out or scores["f1"] == 1
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    assert "Class by class" in page
+    assert "What is taken for what" in page
+
+
+def test_predictions_a_line_each(trained: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "show flights from new york to boston\n\nwhat cost from denver to xyz\n"
+    path = tmp_path / "lines"
+    path.write_text(lines, encoding="utf-8")
+    found = [json.loads(line) for line in run("predict", trained, "--input", path, "--json").out.splitlines()]
+    assert [len(one["labels"]) for one in found] == [7, 0, 6]
+    assert found[0]["labels"][3:5] == ["B-from", "E-from"]
+    assert {"kind": "from", "start": 3, "stop": 5, "words": ["new", "york"]} in found[0]["spans"]
+    assert all(0 < chance <= 1 for one in found for chance in one["probabilities"])
+    assert (found[0]["intent"], found[2]["intent"]) == ("flight", "fare")
+
+    class Piped:
+        buffer = io.BytesIO(lines.encode())
+
+    monkeypatch.setattr(sys, "stdin", Piped)
+    told = run("predict", trained, "--input", "-").out.splitlines()
+    assert len(told) == 3
+    intent, labels = told[0].split("\t")
+    assert intent.startswith("flight/")
+    assert [part.rpartition("/")[0] for part in labels.split()] == found[0]["labels"]
+
+    Piped.buffer = io.BytesIO(b"show\n" + b"\xff\n")
+    assert_told(run("predict", trained, "--input", "-"), "standard input:2: not UTF-8")
+
+
+def test_a_crf_keeps_to_its_scheme(trained: Path) -> None:
+    model = label.load(trained)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        model.network.output.weight.normal_(std=5)  # whatever the network says
+    for one in model.predict([words for words, _, _ in trips(30, seed=4)]):
+        spelled = label.rewritten(one.labels, "bioes")
+        assert spelled == one.labels
+
+
+def model_of(**options: object) -> LabelModel:
+    """An untrained model."""
+    settings = Settings(hidden=6, embedding=5, **options)  # type: ignore[arg-type]
+    sentences = [words for words, _, _ in trips(30)]
+    names = sorted({name for _, labels, _ in trips(30) for name in labels})
+    torch.manual_seed(1)
+    index = settings.index(sentences)
+    network = settings.network(index, names, "bio", 0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    return LabelModel(network.eval(), index, names, [], "bio", settings)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"characters": True, "layers": 2}, {"cell": "jordan"}])
+def test_a_forward_stream_says_what_the_whole_text_says(options: dict[str, object]) -> None:
+    model = model_of(bidirectional=False, **options)
+    for words, _, _ in trips(3, seed=5):
+        stream = model.stream()
+        assert stream.look_ahead == model.settings.window // 2
+        found = [one for word in words for one in stream.push(word)]
+        assert len(found) == len(words) - stream.look_ahead
+        found += stream.close()
+        (whole,) = model.predict([words])
+        assert [one.word for one in found] == words
+        assert [one.label for one in found] == whole.labels
+        assert [one.probability for one in found] == pytest.approx(whole.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_stream_from_both_ends_says_what_the_text_so_far_says(window: int) -> None:
+    model = model_of(window=window)
+    (words, _, _) = trips(1, seed=5)[0]
+    stream = model.stream(look_ahead=2)
+    for t, word in enumerate(words):
+        for one in stream.push(word):
+            (so_far,) = model.predict([words[: t + 1]])
+            assert one.label == so_far.labels[t - 2]
+            assert one.probability == pytest.approx(so_far.probabilities[t - 2], abs=1e-5)
+    rest = stream.close()
+    (whole,) = model.predict([words])
+    assert [one.label for one in rest] == whole.labels[-2:]
+
+
+def test_a_stream_with_a_crf_is_well_formed(trained: Path, tmp_path: Path, run: Run) -> None:
+    model = label.load(trained)
+    words = trips(1, seed=8)[0][0]
+    stream = model.stream(look_ahead=1)
+    labels = [one.label for word in words for one in stream.push(word)] + [one.label for one in stream.close()]
+    assert label.rewritten(labels, "bioes") == labels
+    assert label.load(trained).stream().look_ahead == 4
+    path = tmp_path / "lines"
+    path.write_text("show flights from new york to boston\n", encoding="utf-8")
+    told = run("predict", trained, "--input", path, "--stream", "--look-ahead", 1).out.splitlines()
+    assert [line.split("\t")[0] for line in told] == ["show", "flights", "from", "new", "york", "to", "boston", ""]
+    assert_told(run("predict", trained, "--input", path, "--look-ahead", 1), "a look-ahead is for a stream")
+
+
+def test_segmentation_there_and_back(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "train.seg"
+    path.write_text("春眠 不 觉晓\n处处 闻 啼鸟\n夜来 风雨 声\n花落 知 多少\n" * 5, encoding="utf-8")
+    options = ["--crf", "--pairs", "--hidden", 16, "--epochs", 15, "--learning-rate", 0.02, "--batch-size", 2]
+    assert run("train", "label", "--data", path, "--out", tmp_path / "run", *options).status == 0
+    scores = json.loads(run("evaluate", tmp_path / "run", "--data", path, "--json").out)
+    assert scores["scorer"] == "words"
+    assert scores["f1"] > 0.9
+    lines = tmp_path / "lines"
+    lines.write_text("春眠不觉晓\n\n花落知多少\n", encoding="utf-8")
+    told = run("predict", tmp_path / "run", "--input", lines).out.splitlines()
+    assert [line.replace(" ", "") for line in told] == ["春眠不觉晓", "", "花落知多少"]
+    assert told[2] == "花落 知 多少"
+
+
+def test_scores_are_those_of_the_scorers() -> None:
+    gold = [["B-x", "I-x", "O", "B-y"], ["O", "B-x"]]
+    found = [["B-x", "I-x", "B-y", "I-y"], ["O", "B-x"]]
+    scores = score(gold, found, "bio")
+    assert (scores.precision, scores.recall) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert scores.classes["y"]["f1"] == 0
+    assert scores.accuracy == pytest.approx(4 / 6)
+    assert score([["S-x", "B-y", "E-y"]], [["S-x", "B-y", "E-y"]], "bioes").f1 == 1
+    assert score([["O"]], [["O"]], "bio").f1 == 0  # no span at all
+    words = score([["B", "E", "S"]], [["B", "E", "B"]], "bmes")
+    assert (words.scorer, words.f1) == ("words", 1.0)  # the same borders, whatever they are called
+    assert score([["NN", "VB"]], [["NN", "NN"]], "none").main == 0.5
+
+
+def test_saliency_is_the_gradient_in_eval_mode() -> None:
+    model = model_of(bidirectional=False)
+    shades = _shades(model, ["show", "flights", "from", "boston"], 1, "O")
+    assert max(shades) == pytest.approx(0.7)
+    assert shades[2:] == [0, 0]  # what comes later counts for nothing in a forward network
+
+
+def test_a_resumed_run_is_the_same(data: Path, tmp_path: Path) -> None:
+    settings = Settings(hidden=5, embedding=4, batch_size=8)
+    training = Training(steps=6, optimizer="adam", validate_every=3)
+    whole = label.train(data, tmp_path / "whole", settings, training)
+    label.train(data, tmp_path / "parts", settings, training.bounded(steps=3))
+    parts = label.train(data, tmp_path / "parts", settings, training, resume=True)
+    for one, other in zip(whole.network.state_dict().values(), parts.network.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_pretrained_vectors(data: Path, tmp_path: Path, run: Run) -> None:
+    vectors = tmp_path / "vectors"
+    vectors.write_text("boston 1 2 3 4 5\nunseen 9 9 9 9 9\n", encoding="utf-8")
+    out = tmp_path / "run"
+    assert (
+        run(
+            "train", "label", "--data", data, "--out", out, *SMALL, "--steps", 2, "--vectors", vectors, "--freeze"
+        ).status
+        == 0
+    )
+    model = label.load(out)
+    assert model.network.features.words.weight[model.index.number("boston")].tolist() == [1, 2, 3, 4, 5]
+    told = run("train", "label", "--data", data, "--out", tmp_path / "b", "--steps", 2, "--vectors", vectors)
+    assert_told(told, "its vectors have 5 numbers; give --embedding 5")
+    vectors.write_text("xyz 1 2 3 4 5\n", encoding="utf-8")
+    told = run("train", "label", "--data", data, "--out", tmp_path / "b", *SMALL, "--steps", 2, "--vectors", vectors)
+    assert_told(told, "no vector for any word")
+    assert_told(run("train", "label", "--data", data, "--out", tmp_path / "b", "--freeze"), "no vectors to freeze")
+
+
+def test_what_is_wrong_with_the_data_is_told(data: Path, tmp_path: Path, run: Run) -> None:
+    def told(text: str | bytes, what: str, *options: object) -> None:
+        path = tmp_path / "bad.conll"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        ended = run("train", "label", "--data", path, "--out", tmp_path / "bad", *SMALL, "--steps", 1, *options)
+        assert_told(ended, what)
+        assert not (tmp_path / "bad").exists()  # nothing is left behind
+
+    told("a O\nb x O\n", r"bad.conll:2: 3 columns, where line 1 of the same sentence has 2")
+    told(b"a O\n\nb O\n" + "é O\n".encode("latin-1"), r"bad.conll:4: not UTF-8")
+    told("", "bad.conll: no sentence in it")
+    told("a O\n", "one sentence, so none is left to validate on")
+    told("a O\n\nb O\n", "no intent for this sentence; leave out --intent", "--intent")
+    told("a NN\n\nb VB\n", r"bad.conll:\d: '(NN|VB)' spells no span", "--scheme", "bio")
+    told("a O\n\nb O\n", "format 'xml' is unknown", "--format", "xml")
+    told("a O\n\nb O\n", "a window has an odd number of steps, not 4", "--window", 4)
+    told("a O\n\nb O\n", r"valid.conll: no such file", "--valid", tmp_path / "valid.conll")
+
+
+def test_labels_unseen_in_training_are_counted_as_missed(trained: Path, tmp_path: Path) -> None:
+    path = put_conll(
+        tmp_path / "test", [(["to", "boston"], ["O", "B-airport"], ""), (["to", "denver"], ["O", "B-to"], "")]
+    )
+    model = label.load(trained)
+    found = model.evaluate(read_sentences(path, "conll"))
+    assert found.unseen == 1
+    assert found.classes["airport"]["recall"] == 0
+    assert found.intent_accuracy is None
+
+
+def test_a_sentence_of_many_words(trained: Path) -> None:
+    model = label.load(trained)
+    words = (["show", "flights", "from", "boston", "to", "denver"] * 17_000)[:100_000]
+    (found,) = model.predict([words])
+    assert len(found.labels) == 100_000
+    assert spans_of(found.labels)
+
+
+def test_a_run_of_another_job_is_told(trained: Path, run: Run) -> None:
+    assert_told(run("generate", trained), "a run of 'label', which knows no `generate`")
