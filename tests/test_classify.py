@@ -137,6 +137,8 @@ def test_series(tmp_path: Path, run: Run) -> None:
     assert scores["accuracy"] > 0.8
     told = run("predict", tmp_path / "run", "--input", data).out.splitlines()
     assert len(told) == 60
+    data.write_text("@classLabel false\n@data\n1,2:7,7\n", encoding="utf-8")
+    assert len(run("predict", tmp_path / "run", "--input", data).out.splitlines()) == 1
     values = tmp_path / "values"
     values.write_text("1,2,3:7,7,7\n", encoding="utf-8")
     assert run("predict", tmp_path / "run", "--input", values).out.split("\t")[0] in ("up", "down")
@@ -169,6 +171,7 @@ def test_images(tmp_path: Path, run: Run, way: str) -> None:
     model = classify.load(tmp_path / "run")
     assert model.channels == (6 if way == "--rows-as-time" else 1)
     assert json.loads(run("evaluate", tmp_path / "run", "--data", tmp_path, "--json").out)["examples"] == 10
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     assert len(run("predict", tmp_path / "run", "--input", tmp_path).out.splitlines()) == 10
 
 

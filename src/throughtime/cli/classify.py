@@ -43,10 +43,10 @@ def evaluate_classify(run: RUN, *, data: DATA, as_json: JSON = False) -> None:
 
 @predict.command("classify")
 def predict_classify(run: RUN, *, input_: INPUT = Path("-"), as_json: JSON_LINES = False) -> None:
-    """Classify texts or series, one a line: CLASS, a tab, its probability. Labels in a .ts file are not looked at."""
+    """Classify texts or series, one a line: CLASS, a tab, its probability. A .ts or IDX file needs no labels."""
     model = classify.load(run)
     if input_.suffix == ".ts" or input_.is_dir() or "idx3" in input_.name:
-        for one in model.predict(model.read(input_)):
+        for one in model.predict(model.read(input_, labelled=False)):
             say(_told(one, as_json))
         return
     for lines in groups(lines_of(input_), str(input_) != "-"):

@@ -40,17 +40,23 @@ def read_idx(path: Path) -> NDArray[Any]:
     return np.frombuffer(content, dtype=np.uint8, offset=begin).reshape(shape)
 
 
-def read_images(path: Path, part: str) -> tuple[NDArray[Any], NDArray[Any]]:
+def read_images(path: Path, part: str, *, labelled: bool = True) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """The images (N, rows, columns) and labels (N,) of a folder with MNIST's four files, or of one images file.
 
     Args:
         path: a folder, or a file of images; its labels lie beside it (``images-idx3``, ``labels-idx1`` in the names).
         part: "train", "valid" or "test": which files of a folder.
+        labelled: whether labels are wanted; None is given for them otherwise.
 
     Raises:
         UserError: a file is missing or damaged, or there is not one label for each image.
     """
     images_file = path if path.is_file() else _find(path, part, "images")
+    if not labelled:
+        images = read_idx(images_file)
+        if images.ndim != 3:
+            raise UserError(f"{images_file}: an array of {images.ndim} axes, where images have 3")
+        return images, None
     labels_file = images_file.with_name(images_file.name.replace("images-idx3", "labels-idx1"))
     if labels_file == images_file or not labels_file.exists():
         raise UserError(f"{labels_file}: missing; the labels of {images_file.name} belong there")

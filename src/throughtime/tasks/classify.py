@@ -85,9 +85,9 @@ class ClassifyModel:
     form: str  # of the training data
     settings: Settings
 
-    def read(self, path: str | Path, part: str = "test") -> list[Example]:
-        """The examples of a file of the format that the model was trained on."""
-        form, examples = self.settings.read(Path(path), part)
+    def read(self, path: str | Path, *, labelled: bool = True) -> list[Example]:
+        """The examples of a file of the kind that the model was trained on; their labels only where wanted."""
+        form, examples = self.settings.read(Path(path), "test", labelled=labelled)
         if Settings.is_series(form) != (self.index is None):
             was = "series" if self.index is None else "text"
             raise UserError(f"{path}: {form} files are not what this model was trained on, which is {was}")

@@ -102,7 +102,7 @@ def _read(path: Path, form: str, part: str, how: How) -> Iterator[Example]:
     if form == "idx":
         yield from _images(path, part, how)
     elif form == "ts":
-        for series in read_ts(path):
+        for series in read_ts(path, labelled=how.label is not None):
             yield Example((), series.values, series.label, series.where)
     elif form == "trees":
         yield from _trees(path, part, how)
@@ -112,12 +112,13 @@ def _read(path: Path, form: str, part: str, how: How) -> Iterator[Example]:
 
 
 def _images(path: Path, part: str, how: How) -> Iterator[Example]:
-    images, labels = read_images(path, part)
+    images, labels = read_images(path, part, labelled=how.label is not None)
     values = images.astype(np.float32) / 255
     if not how.rows_as_time:
         values = values.reshape(len(values), -1, 1)
-    for k, (image, label) in enumerate(zip(values, labels.tolist(), strict=True)):
-        yield Example((), image, str(label), f"{path} image {k}")
+    names = [""] * len(images) if labels is None else list(map(str, labels.tolist()))
+    for k, (image, name) in enumerate(zip(values, names, strict=True)):
+        yield Example((), image, name, f"{path} image {k}")
 
 
 def _trees(path: Path, part: str, how: How) -> Iterator[Example]:

@@ -45,9 +45,10 @@ class Settings(ReadingSettings):
         if not 0 <= self.stretch < 1:
             raise UserError(f"stretch must be at least 0 and below 1, not {self.stretch:g}")
 
-    def read(self, path: Path, part: str) -> tuple[str, list[Example]]:
+    def read(self, path: Path, part: str, *, labelled: bool = True) -> tuple[str, list[Example]]:
         """The format of a file, and its examples; ``part`` ("train", "valid", "test") says which files of a folder."""
-        how = How(self.text_column, self.label_column, self.unit, self.rows_as_time, self.phrases, self.binary)
+        label = self.label_column if labelled else None
+        how = How(self.text_column, label, self.unit, self.rows_as_time, self.phrases, self.binary)
         return read_examples(path, self.format, part, how)
 
     def pool(self, size: int) -> Pooling:
