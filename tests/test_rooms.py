@@ -8,7 +8,7 @@ import pytest
 import throughtime
 
 HOUSE = Path(throughtime.__file__).parent
-ROOMS = ["errors", "cells", "engine", "layers", "nn", "learning", "insight", "data", "tasks", "studies", "cli"]
+ROOMS = ["errors", "cells", "engine", "layers", "nn", "learning", "insight", "data", "tasks", "studies", "bench", "cli"]
 
 
 def rooms_in(path):

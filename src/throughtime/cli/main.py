@@ -28,7 +28,7 @@ LISTED = {
     "cells": "List the cells: family, name, equation, parameters, source.",
     "reproduce": "Run the recipes of published results, and write down what comes out of them.",
     "study": "Put the same question to many cells.",
-    "bench": "Time the compiled backend against torch.nn and plain loops: turn by turn, medians, results checked first.",
+    "bench": "Time the compiled backend against torch.nn and plain loops, turn by turn.",
 }
 
 

@@ -46,7 +46,7 @@ from throughtime.tasks.measuring import Evaluation, loss_of, measure
 from throughtime.tasks.network import NextUnit
 
 JOB = "language"
-TRAINING = Training(minutes=3, optimizer="adam", schedule="cosine")  # the usual one of this job
+TRAINING = Training(minutes=3, optimizer="adam", learning_rate=0.004, schedule="cosine")  # the usual one of this job
 ITEMS = {"char": "characters", "word": "words", "bpe": "sub-words"}
 _WARM_UP = 256  # units that a stream of the validation reads before what it counts
 _STREAMS = 32  # of the validation

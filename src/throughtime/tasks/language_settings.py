@@ -39,15 +39,15 @@ class Settings:
     valid_units: int = _setting(200_000, "Units that one validation during training reads at most.")
 
     cell: str = _setting("lstm", "The cell; `throughtime cells` lists them.")
-    hidden: int = _setting(512, "Hidden units of each layer.")
+    hidden: int = _setting(256, "Hidden units of each layer.")
     layers: int = _setting(1, "Layers.")
-    embedding: int = _setting(128, "Features of an embedded unit.")
-    dropout: float = _setting(0.0, "Dropout of the layers' outputs.")
+    embedding: int = _setting(64, "Features of an embedded unit.")
+    dropout: float = _setting(0.1, "Dropout of the layers' outputs.")
     embedding_dropout: float = _setting(0.0, "Dropout of the embedding.")
     tied: bool = _setting(False, "Share the weights of embedding and output layer.")
 
-    batch_size: int = _setting(64, "Streams that are read side by side.")
-    window: int = _setting(128, "Units of a stream that one step learns from; the state is carried on.")
+    batch_size: int = _setting(32, "Streams that are read side by side.")
+    window: int = _setting(64, "Units of a stream that one step learns from; the state is carried on.")
     shift: bool = _setting(True, "Begin each epoch at another place of the text.")
 
     def __post_init__(self) -> None:

@@ -22,12 +22,13 @@ def _quotient(graph: Graph, v: Node, g: Node) -> list[Node | None]:
 
 
 def _larger(graph: Graph, v: Node, g: Node) -> list[Node | None]:
-    a, b = v.arguments if v.op == "max" else v.arguments[::-1]
-    first, equal = graph.apply("greater", a, b), graph.apply("equal", a, b)
+    a, b = v.arguments
+    first = graph.apply("greater", a, b) if v.op == "max" else graph.apply("greater", b, a)
+    equal = graph.apply("equal", a, b)
     share = graph.apply("add", first, graph.apply("mul", equal, 0.5))  # PyTorch halves it where both are equal
     by_a = graph.apply("mul", g, share)
     by_b = graph.apply("sub", g, by_a)
-    return [by_a, by_b] if v.op == "max" else [by_b, by_a]
+    return [by_a, by_b]
 
 
 def _where(graph: Graph, v: Node, g: Node) -> list[Node | None]:

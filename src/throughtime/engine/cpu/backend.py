@@ -313,7 +313,8 @@ class Unrolled(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (None, *_again_by_reference(ctx.task, arguments, list(derivatives), ctx.needs_input_grad[1:]))
         grads = ctx.task.backward(arguments, kept, list(derivatives), ctx.wanted)
-        return (None, *grads)
+        needed = zip(grads, arguments, ctx.needs_input_grad[1:], strict=True)
+        return (None, *(torch.zeros_like(a) if grad is None and need else grad for grad, a, need in needed))
 
 
 class GraphCell(Cell):

@@ -155,6 +155,8 @@ class Graph:
             if values[1] == 1:
                 return nodes[0]
         if op == "add":
+            if nodes[0].op == nodes[1].op == "sum" and nodes[0].arguments[0].width == nodes[1].arguments[0].width:
+                return self.sum(self.apply("add", nodes[0].arguments[0], nodes[1].arguments[0]))
             if values[0] == 0:
                 return nodes[1]
             if values[1] == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,9 @@ from throughtime.engine.cpu.program import Program
 
 REAL = {torch.float32: "float", torch.float64: "double"}
 BLOCK_BYTES = 256 * 1024  # of a thread's share of the second-level cache, for the products of a block of steps
+CORE_CACHE = 1024 * 1024  # bytes of a core's own cache
 ROWS_TO_SHARE = 4  # with fewer sequences than this for each thread, threads share them and split the columns
+ROWS_TO_DEAL_OUT = 16  # so many hide the reading of matrices behind the work on them
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def call(
     """Runs a kernel on as many threads as PyTorch has."""
     batch, steps = rows.lengths.shape[0], rows.steps
     hands = threads.hands()
-    shared = hands > 1 and batch < ROWS_TO_SHARE * hands
+    shared = hands > 1 and _better_shared(layout, batch, hands, matrices)
     if shared and _little_work(layout, batch):
         hands, shared = 1, False
     capacity = batch if shared or hands == 1 else -(-batch // hands)
@@ -105,11 +108,7 @@ def call(
     # one hand may have to do the work of all: enough scratch for that too
     per_row = layout.row_scratch + block * layout.block_scratch
     scratch_size = max(batch, capacity * hands) * per_row + hands * layout.thread_scratch
-    like = matrices[0] if matrices else vectors[0] if vectors else None
-    dtype = torch.float32 if real_bytes == 4 else torch.float64
-    assert like is None or like.dtype == dtype
-    scratch = torch.empty(scratch_size + sum(panels) + 32, dtype=dtype)
-    base = (scratch.data_ptr() + 63) // 64 * 64
+    base = _workspace((scratch_size + sum(panels) + 64) * real_bytes)
 
     words = (ctypes.c_int64 * layout.words)()
     words[Words.SHARED], words[Words.STEPS], words[Words.ROWS] = int(shared), steps, batch
@@ -133,10 +132,37 @@ def call(
     threads.run(kernel, words, hands)
 
 
+_spaces = threading.local()
+
+
+def _workspace(size: int) -> int:
+    """The address of so many bytes that a kernel of this thread may use while it runs; kept for the next one."""
+    space = getattr(_spaces, "tensor", None)
+    if space is None or space.numel() < size:
+        _spaces.tensor = None  # not both at a time
+        space = _spaces.tensor = torch.empty(size + 64, dtype=torch.uint8)
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if fill and torch.are_deterministic_algorithms_enabled():
+        space.fill_(255)  # NaN, as in memory that PyTorch gives out
+    return (space.data_ptr() + 63) // 64 * 64
+
+
 def _panels(shape: torch.Size, transposed: bool, panel: int) -> int:
     rows, columns = shape
     depth, width = (rows, columns) if transposed else (columns, rows)
     return depth * rounded(width, panel)
+
+
+def _better_shared(layout: Layout, batch: int, hands: int, matrices: list[Tensor]) -> bool:
+    """Whether threads should share all rows and split the columns.
+
+    With few rows there are not enough to deal out; and matrices that outgrow a core's cache are read from further away
+    at each step, by each thread, so that it is better for each to read its part for more rows.
+    """
+    if batch < ROWS_TO_SHARE * hands:
+        return True
+    in_loop = sum(matrices[m].numel() for m, _ in layout.loop_packs) * layout.target.bytes
+    return in_loop > CORE_CACHE * hands and batch < ROWS_TO_DEAL_OUT * hands
 
 
 def _little_work(layout: Layout, batch: int) -> bool:

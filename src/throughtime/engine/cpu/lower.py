@@ -41,6 +41,7 @@ class Layout:
     outside: list[str]
     vectors: int
     packs: list[tuple[int, bool]]  # matrices that come in panels: (matrix, transposed)
+    loop_packs: list[tuple[int, bool]]  # those of them that each step reads
     row_scratch: int = 0  # numbers for each row
     block_scratch: int = 0  # numbers for each row and each step of a block
     thread_scratch: int = 0  # numbers for each thread beside
@@ -220,8 +221,7 @@ class _Kernel:
             body(column, None)
         if whole < width:
             with f.when(f.compare("sgt", high, whole)):
-                mask = ", ".join("i1 true" if whole + k < width else "i1 false" for k in range(lanes))
-                body(str(whole), f"<{mask}>")
+                body(str(whole), _mask(self.t, width - whole))
 
     def copy_row(self, source: str, destination: str, width: int) -> None:
         def body(column: str, mask: str | None) -> None:
@@ -241,7 +241,7 @@ class _Kernel:
                 available[statement.node] = statement.destination
             elif isinstance(statement, Total):
                 self.total(statement, count, step, block_row, available)
-                available[statement.node] = statement.destination
+                available |= dict(statement.sums)
             else:
                 self.map(statement, count, step, block_row, available)
                 for store in statement.stores:
@@ -298,28 +298,35 @@ class _Kernel:
     ) -> None:
         """Rows, not columns, are split between threads that share them: a sum is one thread's."""
         f, t = self.f, self.t
-        (source,) = statement.node.arguments
+        sources = [node.arguments[0] for node, _ in statement.sums]
         with f.loop(self.part, count, self.parts) as r:
             row = _Row(self, r, step, block_row, available)
-            row.reach([source], [statement.destination.buffer])
-            total = f.slot(t.vector)
-            f.set(total, t.vector, "zeroinitializer")
-            whole = source.width // t.lanes * t.lanes
+            row.reach(sources, [place.buffer for _, place in statement.sums])
+            totals = [f.slot(t.vector) for _ in sources]
+            for total in totals:
+                f.set(total, t.vector, "zeroinitializer")
+
+            def add(column: str, mask: str | None) -> None:
+                row.values.clear()
+                for total, source in zip(totals, sources, strict=True):
+                    value = row.value(source, column, mask)
+                    if mask is not None:
+                        value = f.let(f"select <{t.lanes} x i1> {mask}, {t.vector} {value}, {t.vector} zeroinitializer")
+                    f.set(total, t.vector, pointwise(f, "add", [f.get(total, t.vector), value]))
+
+            whole = statement.width // t.lanes * t.lanes
             with f.loop("0", whole, t.lanes) as column:
-                row.values.clear()
-                value = row.value(source, column, None)
-                f.set(total, t.vector, pointwise(f, "add", [f.get(total, t.vector), value]))
-            if whole < source.width:
-                bits = ", ".join("i1 true" if whole + k < source.width else "i1 false" for k in range(t.lanes))
-                mask = f"<{bits}>"
-                row.values.clear()
-                value = row.value(source, str(whole), mask)
-                value = f.let(f"select <{t.lanes} x i1> {mask}, {t.vector} {value}, {t.vector} zeroinitializer")
-                f.set(total, t.vector, pointwise(f, "add", [f.get(total, t.vector), value]))
-            scalar = f.call(
-                f"llvm.vector.reduce.fadd.{t.suffix}", t.real, (t.real, "0.0"), (t.vector, f.get(total, t.vector))
-            )
-            f.store(scalar, f.at(row.address[statement.destination.buffer], statement.destination.column))
+                add(column, None)
+            if whole < statement.width:
+                add(str(whole), _mask(t, statement.width - whole))
+            for total, (_, place) in zip(totals, statement.sums, strict=True):
+                scalar = f.call(
+                    f"llvm.vector.reduce.fadd.{t.suffix}",
+                    t.real,
+                    (t.real, "0.0"),
+                    (t.vector, f.get(total, t.vector)),
+                )
+                f.store(scalar, f.at(row.address[place.buffer], place.column))
 
     # matrices into panels
 
@@ -451,9 +458,9 @@ def write_forward(module: Module, program: Program) -> Layout:
     outside += [f"out.{k}" for k in range(len(forward.outputs))]
     if forward.keeps_states:
         outside += [f"before.{name}" for name in fields] + [f"after.{name}" for name in fields] + ["saved"]
-    packs = [(s.matrix, s.transposed) for s in forward.body.statements if isinstance(s, Product)]
-    packs += [(p.matrix, False) for p in forward.products]
-    layout = Layout(module.target, outside, step.vectors, list(dict.fromkeys(packs)))
+    in_loop = [(s.matrix, s.transposed) for s in forward.body.statements if isinstance(s, Product)]
+    packs = in_loop + [(p.matrix, False) for p in forward.products]
+    layout = Layout(module.target, outside, step.vectors, list(dict.fromkeys(packs)), list(dict.fromkeys(in_loop)))
     with module.function("forward", SIGNATURE) as f:
         k = _Kernel(f, layout, program, forward.body)
         k.pack()
@@ -543,9 +550,9 @@ def write_backward(module: Module, program: Program) -> Layout:
     outside += [f"d.out.{k}" for k in range(len(program.forward.outputs))]
     outside += [f"d.final.{name}" for name in fields] + [f"d.first.{name}" for name in fields]
     outside += [f"grad.{name}" for name in backward.inputs] + ["derivatives", "sums"]
-    packs = [(s.matrix, s.transposed) for s in backward.body.statements if isinstance(s, Product)]
-    packs += [(p.matrix, True) for p in backward.input_products]
-    layout = Layout(module.target, outside, step.vectors, list(dict.fromkeys(packs)))
+    in_loop = [(s.matrix, s.transposed) for s in backward.body.statements if isinstance(s, Product)]
+    packs = in_loop + [(p.matrix, True) for p in backward.input_products]
+    layout = Layout(module.target, outside, step.vectors, list(dict.fromkeys(packs)), list(dict.fromkeys(in_loop)))
     layout.gradients = list(backward.matrices)
     layout.thread_scratch = _thread_scratch(module.target, program, backward)
     with module.function("backward", SIGNATURE) as f:

@@ -285,5 +285,5 @@ def _words(statement: Statement) -> str:
     if isinstance(statement, Product):
         return f"product {statement.node.arguments[0].width} to {statement.node.width}"
     if isinstance(statement, Total):
-        return f"sum over {statement.node.arguments[0].width}"
+        return f"{len(statement.sums)} sums over {statement.width}"
     return f"pointwise on {statement.width}, {len(statement.stores)} results"

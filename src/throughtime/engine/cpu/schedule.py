@@ -38,10 +38,10 @@ class Product:
 
 @dataclass(frozen=True)
 class Total:
-    """The sum over an expression's columns."""
+    """Sums over the columns of expressions of one width."""
 
-    node: Node
-    destination: Location
+    width: int
+    sums: tuple[tuple[Node, Location], ...]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def schedule(stores: Iterable[Store], given: dict[Node, Location], dense: set[st
     stores = _piecewise(stores)
     order = _reachable([s.node for s in stores], given)
     levels = _levels(order, given, dense)
+    ranks = _ranks(order, levels, given)
     plan = Schedule(given=dict(given))
     kept: dict[Node, list[Location]] = {}  # pointwise values that later statements read
 
@@ -108,11 +109,14 @@ def schedule(stores: Iterable[Store], given: dict[Node, Location], dense: set[st
                 plan.scratch[destination.buffer] = node.width
                 place = sources[node.arguments[0]]
                 plan.statements.append(Product(node, place, matrix, transposed, destination))
+        groups: dict[tuple[int, int], list[tuple[Node, Location]]] = {}
         for node in made:
             if node.op == "sum" and levels[node] == level:
                 destination = Location(f"value.{node.order}")
                 plan.scratch[destination.buffer] = 1
-                plan.statements.append(Total(node, destination))
+                key = (ranks[node], node.arguments[0].width)
+                groups.setdefault(key, []).append((node, destination))
+        plan.statements.extend(Total(width, tuple(groups[rank, width])) for rank, width in sorted(groups))
         by_width: dict[int, list[Store]] = {}
         for store in written:
             if levels[store.node] == level:
@@ -169,6 +173,15 @@ def _levels(order: list[Node], given: dict[Node, Location], dense: set[str]) -> 
         else:  # a concatenation is read once it stands in scratch
             levels[node] = max(levels[a] + (a.op == "concat" and a not in given) for a in node.arguments)
     return levels
+
+
+def _ranks(order: list[Node], levels: dict[Node, int], given: dict[Node, Location]) -> dict[Node, int]:
+    """Within a round, how many sums in a row a value has behind it: a variance comes after its mean."""
+    ranks: dict[Node, int] = {}
+    for node in order:
+        behind = [] if node in given else [ranks[a] for a in node.arguments if levels[a] == levels[node]]
+        ranks[node] = max(behind, default=0) + (node.op == "sum" and node not in given)
+    return ranks
 
 
 def _dense_place(source: Node, given: dict[Node, Location], dense: set[str]) -> Location | None:

@@ -1,0 +1,197 @@
+"""What is compared, at which sizes, and the result as numbers."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from throughtime.bench import loops
+from throughtime.bench.measure import interleaved
+from throughtime.cells import GRU, LSTM, Cell, Elman, Jordan, LayerNormLSTM, PeepholeLSTM
+from throughtime.engine import unroll
+from throughtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Point:
+    """Sizes: B sequences of T steps, H hidden units and as many input features."""
+
+    batch: int
+    steps: int
+    hidden: int
+
+
+def point_named(text: str) -> Point:
+    """The sizes in "B,T,H".
+
+    >>> point_named("16,100,64")
+    Point(batch=16, steps=100, hidden=64)
+
+    Raises:
+        UserError: the text is not three whole numbers of at least 1.
+    """
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise UserError(f"a size is B,T,H, three whole numbers of at least 1 as in 16,100,64; not {text!r}")
+    return Point(*map(int, parts))
+
+
+GRID = tuple(
+    Point(*sizes)
+    for sizes in (
+        (1, 100, 128), (1, 200, 512), (16, 100, 64), (16, 100, 128), (32, 100, 128), (32, 100, 256),
+        (64, 128, 512), (16, 200, 1024), (128, 50, 256),
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against theirs, by seconds."""
+
+    what: str  # "training" or "forward"
+    cell: str
+    peer: str
+    point: Point
+    ours: float
+    theirs: float
+    operations: float  # floating-point operations of the matrix products
+
+    @property
+    def ratio(self) -> float:
+        return self.theirs / self.ours
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A cell, and what else runs it: a layer of torch.nn or a loop. ``gates``: products of (H, H) on either side."""
+
+    name: str
+    make: Callable[[int, int], Cell]
+    peer: str
+    other: Callable[[Any, int], tuple[Callable[[Tensor], Tensor], list[Tensor]]]
+    gates: float
+
+
+def _built_in(
+    layer: Callable[..., nn.RNNBase],
+) -> Callable[[Any, int], tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
+    def make(cell: Any, size: int) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
+        other = layer(size, size, batch_first=True)
+        no_bias = torch.zeros_like(cell.input.bias)
+        other.load_state_dict(
+            {
+                "weight_ih_l0": cell.input.weight,
+                "weight_hh_l0": cell.recurrent.weight,
+                "bias_ih_l0": cell.input.bias,
+                "bias_hh_l0": no_bias if cell.recurrent.bias is None else cell.recurrent.bias,
+            }
+        )
+        return lambda x: other(x)[0], list(other.parameters())
+
+    return make
+
+
+def _loop(loop: loops.Loop) -> Callable[[Any, int], tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
+    def make(cell: Any, size: int) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
+        return lambda x: loop(cell, x), list(cell.parameters())
+
+    return make
+
+
+SUBJECTS = (
+    Subject("LSTM", LSTM, "nn.LSTM", _built_in(nn.LSTM), 4),
+    Subject("GRU", GRU, "nn.GRU", _built_in(nn.GRU), 3),
+    Subject("Elman", Elman, "nn.RNN", _built_in(nn.RNN), 1),
+    Subject("peephole LSTM", PeepholeLSTM, "loop", _loop(loops.peephole), 4),
+    Subject("layer-normalised LSTM", LayerNormLSTM, "loop", _loop(loops.layer_norm), 4),
+    Subject("Jordan", Jordan, "loop", _loop(loops.jordan), 1.5),
+    Subject("GRU, reset before", functools.partial(GRU, reset="before"), "loop", _loop(loops.reset_before), 3),
+    Subject("own cell (MGU)", loops.MinimalGatedUnit, "loop", _loop(loops.minimal), 2),
+)
+
+
+def comparisons(
+    cells: Iterable[str] = (), points: Iterable[Point] = GRID, *, whats: Iterable[str] = ("training", "forward")
+) -> list[tuple[Subject, Point, str]]:
+    """What there is to compare.
+
+    Args:
+        cells: names of subjects; all unless given.
+
+    Raises:
+        UserError: a name is unknown.
+    """
+    names = {subject.name: subject for subject in SUBJECTS}
+    chosen = list(cells) or list(names)
+    unknown = [name for name in chosen if name not in names]
+    if unknown:
+        raise UserError(f"no speed of {', '.join(unknown)} is measured; there are: {', '.join(names)}")
+    return [(names[name], point, what) for name in chosen for what in whats for point in points]
+
+
+def compare(subject: Subject, point: Point, what: str, seconds: float = 1.0) -> Comparison:
+    """Times a cell on the compiled backend against its peer, turn by turn, once the results are found equal.
+
+    Raises:
+        RuntimeError: the results differ; nothing is timed then.
+    """
+    torch.manual_seed(0)
+    size = point.hidden
+    cell = subject.make(size, size)
+    other, weights = subject.other(cell, size)
+    x = torch.randn(point.batch, point.steps, size, requires_grad=what == "training")
+    dy = torch.randn(point.batch, point.steps, cell.output_size)
+
+    def ours() -> Tensor:
+        return unroll(cell, x, backend="cpu")[0]
+
+    _same(subject, point, ours, lambda: other(x), x, dy)
+    if what == "training":
+        mine = functools.partial(_train, ours, [x, *cell.parameters()], dy)
+        theirs = functools.partial(_train, lambda: other(x), [x, *weights], dy)
+    else:
+        mine, theirs = functools.partial(_forward, ours), functools.partial(_forward, lambda: other(x))
+    taken = interleaved([mine, theirs], seconds)
+    forward = 2.0 * point.batch * point.steps * subject.gates * size * 2 * size
+    return Comparison(
+        what, subject.name, subject.peer, point, taken[0], taken[1], forward * (3 if what == "training" else 1)
+    )
+
+
+def _train(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor) -> None:
+    torch.autograd.grad(run(), leaves, dy)
+
+
+def _forward(run: Callable[[], Tensor]) -> None:
+    with torch.no_grad():
+        run()
+
+
+def _same(
+    subject: Subject, point: Point, ours: Callable[[], Tensor], theirs: Callable[[], Tensor], x: Tensor, dy: Tensor
+) -> None:
+    results = []
+    for run in (ours, theirs):
+        y = run()
+        results.append([y.detach(), *(torch.autograd.grad(y, [x], dy) if x.requires_grad else ())])
+    for one, other in zip(*results, strict=True):
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max())):
+            raise RuntimeError(f"{subject.name} at {point} differs from {subject.peer}; not timed")
+
+
+def summary(results: Iterable[Comparison]) -> Iterator[dict[str, Any]]:
+    """For each cell and kind of run: the least ratio and the geometric mean over the points."""
+    groups: dict[tuple[str, str, str], list[Comparison]] = {}
+    for result in results:
+        groups.setdefault((result.what, result.cell, result.peer), []).append(result)
+    for (what, cell, peer), group in groups.items():
+        ratios = [result.ratio for result in group]
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        yield {"what": what, "cell": cell, "peer": peer, "least": min(ratios), "mean": mean, "points": len(ratios)}

@@ -1,0 +1,401 @@
+"""The compiled backend: what no other backend promises, and what it has to notice."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import throughtime as tt
+from cases import CELLS, gradients, make_cell, random_state
+from throughtime.engine.cpu import adjoint, graph, machine
+from throughtime.engine.cpu.trace import flatten, trace
+
+close = torch.testing.assert_close
+COMPILED = [name for name in CELLS if name != "lru"]  # whose state is complex
+SOME = ["elman", "jordan", "lstm", "gru-cho", "lstm-layernorm", "mingru"]
+
+
+@pytest.fixture
+def threads():
+    """Sets PyTorch's number of threads, and sets it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def case(name, batch, steps, inputs=7, hidden=21, dtype=torch.float32):
+    torch.manual_seed(1)
+    cell = make_cell(name, inputs, hidden).to(dtype).eval()
+    x = torch.randn(batch, steps, inputs, dtype=dtype)
+    return cell, x, random_state(cell, batch)
+
+
+def rows_of(state, rows):
+    return type(state)(*(field[rows] for field in state))
+
+
+# bitwise the same, whatever stands around
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_row_is_the_same_alone_and_in_any_batch(name):
+    cell, x, state = case(name, batch=13, steps=9)
+
+    def run(cell, x, state):
+        return tt.unroll(cell, x, state, backend="cpu")
+
+    outputs, grads = gradients(cell, x, state, lambda *a: (run(*a)[0] ** 2,))
+    for rows in (slice(0, 1), slice(5, 7), slice(3, 13), [12, 0, 4]):
+        part, part_grads = gradients(cell, x[rows], rows_of(state, rows), lambda *a: (run(*a)[0] ** 2,))
+        assert torch.equal(part[0], outputs[0][rows])
+        # the derivative by the outputs is another, so only forwards is compared here; backwards below
+        assert part_grads[0].shape == grads[0][rows].shape
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_gradients_of_a_row_are_the_same_whatever_the_batch_and_the_padding(name):
+    cell, x, state = case(name, batch=11, steps=9)
+    dy = torch.randn(11, 9, cell.output_size)
+
+    def gradient(x, state, dy, lengths=None):
+        x = x.clone().requires_grad_()
+        y, _ = tt.unroll(cell, x, state, lengths=lengths, backend="cpu")
+        return torch.autograd.grad(y, x, dy)[0]
+
+    whole = gradient(x, state, dy)
+    padded = gradient(
+        nn.functional.pad(x, (0, 0, 0, 5), value=3.0), state, nn.functional.pad(dy, (0, 0, 0, 5), value=2.0), [9] * 11
+    )
+    assert torch.equal(padded[:, :9], whole)
+    assert (padded[:, 9:] == 0).all()
+    for rows in (slice(2, 3), slice(4, 9)):
+        assert torch.equal(gradient(x[rows], rows_of(state, rows), dy[rows]), whole[rows])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 14])
+@pytest.mark.parametrize("name", SOME)
+def test_the_number_of_threads_changes_nothing(name, batch, threads):
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        cell, x, state = case(name, batch, steps=8, inputs=40, hidden=130)
+        results.append(gradients(cell, x, state, lambda *a: tt.unroll(*a, lengths=[8] + [5] * (batch - 1))[0:1]))
+    for outputs, grads in results[1:]:
+        for one, other in zip((*outputs, *grads), (*results[0][0], *results[0][1]), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_single_precision_is_as_near_to_double_as_pytorch_is(name):
+    cell, x, state = case(name, 5, 12)
+
+    def run(backend):
+        return lambda *a: tt.unroll(*a, backend=backend)[0:1]
+
+    exact_cell, exact_state = cell.double(), type(state)(*(field.double() for field in state))
+    exact = gradients(exact_cell, x.double(), exact_state, run("reference"))
+    cell, x, state = case(name, 5, 12)
+    ours, theirs = (gradients(cell, x, state, run(backend)) for backend in ("cpu", "reference"))
+    for one, other, true in zip((*ours[0], *ours[1]), (*theirs[0], *theirs[1]), (*exact[0], *exact[1]), strict=True):
+        allowed = 4 * (other - true).abs().max() + 1e-6 * true.abs().max().clamp_min(1e-3)
+        assert (one - true).abs().max() <= allowed
+
+
+# the way from a step to a graph and its adjoint
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_graph_is_the_step_and_its_adjoint_the_derivative(name):
+    cell, x, state = case(name, 4, 1, dtype=torch.float64)
+    cell.train()
+    noise = cell.noise(4, 1)
+    parameters = dict(cell.named_parameters()) | dict(cell.named_buffers())
+    step = trace(cell, parameters, noise)
+    made = step.prologue(*parameters.values())
+    rows = [r.detach().requires_grad_() for r in made[: step.vectors]]
+    matrices = [m.detach().requires_grad_() for m in made[step.vectors :]]
+    inputs = {"x": x[:, 0]} | {f"state.{n}": f for n, f in zip(step.fields, state, strict=True)}
+    inputs |= {f"noise.{k}": part[:, 0] for k, part in enumerate(flatten(noise))}
+    inputs = {n: t.detach().requires_grad_() for n, t in inputs.items()}
+    roots = [step.y, *step.state]
+    outputs = graph.evaluate(roots, inputs, rows, matrices)
+
+    seeds = [(root, step.graph.input(f"d.{k}", root.width)) for k, root in enumerate(roots)]
+    made_adjoint = adjoint.differentiate(step.graph, seeds)
+    given = [torch.randn_like(output) for output in outputs]
+    leaves = [*inputs.values(), *rows, *matrices]
+    wanted = torch.autograd.grad(outputs, leaves, given, allow_unused=True, materialize_grads=True)
+    by_leaf = dict(zip([*inputs, *range(len(rows)), *(f"m{k}" for k in range(len(matrices)))], wanted, strict=True))
+    everything = inputs | {f"d.{k}": d for k, d in enumerate(given)}
+
+    def value(node):
+        return graph.evaluate([node], everything, rows, matrices)[0].detach()
+
+    for name_, node in made_adjoint.inputs.items():
+        close(value(node).expand_as(by_leaf[name_]), by_leaf[name_])
+    total = [torch.zeros_like(row) for row in rows]
+    for (number, first), node in made_adjoint.vectors.items():
+        total[number][first : first + node.width] += value(node).sum(0)
+    for number, row in enumerate(total):
+        close(row, by_leaf[number])
+    sums = [torch.zeros_like(matrix) for matrix in matrices]
+    for (source, number), node in made_adjoint.products.items():
+        sums[number] += value(node).T @ value(source)
+    for number, matrix in enumerate(sums):
+        close(matrix, by_leaf[f"m{number}"])
+
+
+class Pointwise(tt.Cell):
+    """h = f(x): what the vector functions give, number by number."""
+
+    def __init__(self, function):
+        super().__init__(1, 1)
+        self.function = function
+
+    def step(self, x, state):
+        return self.function(x), self.State(self.function(x))
+
+
+FUNCTIONS = {
+    "exp": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": nn.functional.softplus,
+    "relu": torch.relu,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "silu": nn.functional.silu,
+    "clamp": lambda x: x.clamp(-1.5, 2),
+    "where": lambda x: torch.where(x > 0.5, x * x, -x),
+    "maximum": lambda x: torch.maximum(x, 1 - x),
+    "log": lambda x: (x * x + 1e-3).log(),
+    "sqrt": lambda x: (x * x + 1e-3).sqrt(),
+    "rsqrt": lambda x: (x * x + 1e-3).rsqrt(),
+    "power": lambda x: x**3,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_exact_to_the_last_places(name, dtype):
+    function = FUNCTIONS[name]
+    x = torch.cat([torch.randn(1500) * 3, torch.linspace(-30, 30, 501), torch.randn(200) * 1e-4]).to(dtype)
+    x = x.reshape(1, -1, 1).requires_grad_()
+    y, _ = tt.unroll(Pointwise(function), x, backend="cpu")
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    exact_x = x.detach().double().requires_grad_()
+    # PyTorch's softplus is x itself beyond 20
+    exact = torch.logaddexp(exact_x, torch.zeros_like(exact_x)) if name == "softplus" else function(exact_x)
+    (exact_grad,) = torch.autograd.grad(exact.sum(), exact_x)
+    places = 8 * torch.finfo(dtype).eps
+    close(y.double(), exact, rtol=places, atol=places)
+    close(grad.double(), exact_grad, rtol=places, atol=8 * places)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "tanh", "relu", "softplus"])
+def test_what_is_not_a_number_stays_so_and_infinity_has_its_limit(name, dtype):
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30], dtype=dtype).reshape(1, -1, 1)
+    y, _ = tt.unroll(Pointwise(FUNCTIONS[name]), x, backend="cpu")
+    close(y, FUNCTIONS[name](x), equal_nan=True, rtol=1e-6, atol=1e-30)
+
+
+def test_a_network_that_diverges_shows_it():
+    cell, x, state = case("lstm", 2, 6)
+    with torch.no_grad():
+        cell.input.weight[0, 0] = float("nan")
+    y, _ = tt.unroll(cell, x, state, backend="cpu")
+    assert y.isnan().any()
+
+
+# what it does not take, it says
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+class Odd(tt.cells.Elman):
+    """An Elman network with something done to its new state."""
+
+    def __init__(self, odd):
+        super().__init__(3, 5)
+        self.odd = odd
+
+    def step(self, x, state):
+        h, _ = super().step(x, state)
+        h = self.odd(h)
+        return h, self.State(h)
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        (Doubled.apply, "does not give what its operations give"),
+        (lambda h: h.detach() + h * 0, "detach"),
+        (lambda h: h + torch.randn_like(h), "rand"),
+        (lambda h: h - h.mean(0, keepdim=True), "batch"),
+        (lambda h: h.cumsum(0), "cumsum"),
+        (lambda h: h * float(h.sum() > 0), "traced"),
+        (lambda h: (h[:, :, None] * h[:, None, :]).sum(-1), "unsqueeze"),
+    ],
+)
+def test_a_step_that_no_graph_holds_runs_on_the_loop_and_says_why(odd, why):
+    cell = Odd(odd).double()
+    plan = tt.explain(cell)
+    assert plan.backend == "reference"
+    assert why in plan.refusals["cpu"]
+    x = torch.randn(4, 6, 3, dtype=torch.float64)
+    with pytest.warns(tt.SlowPathWarning, match=why):
+        tt.unroll(cell, x)
+    with pytest.raises(ValueError, match="cannot take Odd"):
+        tt.unroll(cell, x, backend="cpu")
+
+
+def test_a_change_of_the_cell_is_noticed():
+    cell = tt.cells.Elman(3, 5).double()
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+    for activation in (torch.tanh, torch.relu, torch.sigmoid):
+        cell.activation = activation
+        close(tt.unroll(cell, x, backend="cpu"), tt.unroll(cell, x, backend="reference"))
+    cell = tt.cells.Zoneout(tt.cells.GRU(3, 5), h=0.1).double().eval()
+    for rate in (0.1, 0.7):
+        cell.rates["h"] = rate
+        close(tt.unroll(cell, x, backend="cpu"), tt.unroll(cell, x, backend="reference"))
+    with torch.no_grad():
+        cell.cell.input.weight += 1
+    close(tt.unroll(cell, x, backend="cpu"), tt.unroll(cell, x, backend="reference"))
+
+
+def test_kernels_do_not_keep_a_cell_alive():
+    cell = tt.cells.LSTM(3, 5)
+    tt.unroll(cell, torch.randn(2, 4, 3))[0].sum().backward()
+    alive = weakref.ref(cell)
+    del cell
+    gc.collect()
+    assert alive() is None
+
+
+# threads, forks, the cache
+
+
+def test_several_python_threads_at_once():
+    cell, x, state = case("lstm", 12, 30, hidden=64)
+    expected = tt.unroll(cell, x, state, backend="cpu")[0]
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            if not torch.equal(tt.unroll(cell, x, state, backend="cpu")[0], expected):
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def run_script(text, **environment):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", text],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+PLAIN = """
+import torch, throughtime as tt
+torch.manual_seed(0)
+cell = tt.cells.LSTM(6, 37)
+x = torch.randn(9, 8, 6, requires_grad=True)
+def run(backend):
+    y, _ = tt.unroll(cell, x, lengths=[8, 3, 0, 8, 1, 5, 2, 8, 7], backend=backend)
+    return [y, *torch.autograd.grad((y * y).sum(), [x, *cell.parameters()])]
+def check():
+    for one, other in zip(run("cpu"), run("reference")):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks as Linux does")
+def test_a_forked_process_goes_on_by_itself():
+    script = """
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, from Python 3.12 on: it is the point
+torch.set_num_threads(2)
+check()
+expected = tt.unroll(cell, x, backend="cpu")[0].detach()
+child = os.fork()
+if child == 0:  # PyTorch's own products wait for threads that are no more; ours do not
+    with torch.no_grad():
+        os._exit(not tt.unroll(cell, x, backend="cpu")[0].equal(expected))
+status = os.waitpid(child, 0)[1]
+check()
+sys.exit(status)
+"""
+    result = run_script(PLAIN + script)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "neon"])
+def test_each_set_of_instructions_that_the_machine_has(isa):
+    feature = {"avx2": "+avx2", "avx512": "+avx512f", "neon": "+neon"}[isa]
+    if feature not in machine.host_features().split(","):
+        pytest.skip(f"this machine has no {isa}")
+    result = run_script(PLAIN + "check()", THROUGHTIME_ISA=isa)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path):
+    assert run_script(PLAIN + "check()", THROUGHTIME_CACHE=str(tmp_path)).returncode == 0
+    files = list(tmp_path.iterdir())
+    assert len(files) >= 2
+    for file in files:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    result = run_script(
+        "import warnings; warnings.simplefilter('default')\n" + PLAIN + "check()", THROUGHTIME_CACHE=str(tmp_path)
+    )
+    assert result.returncode == 0, result.stderr
+    assert "damaged" in result.stderr
+    result = run_script(PLAIN + "check()", THROUGHTIME_CACHE=str(tmp_path))
+    assert result.returncode == 0, result.stderr  # warnings are errors: the cache is whole again
+
+
+def test_a_cache_that_cannot_be_written_is_skipped_with_a_warning(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    script = "import warnings; warnings.simplefilter('default')\n" + PLAIN + "check()"
+    result = run_script(script, THROUGHTIME_CACHE=str(blocked))
+    assert result.returncode == 0, result.stderr
+    assert "cannot be" in result.stderr
+
+
+def test_two_processes_may_compile_at_once(tmp_path):
+    environment = os.environ | {"THROUGHTIME_CACHE": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-c", PLAIN + "check()"]
+    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert all(len(file.name) == 64 for file in tmp_path.iterdir()), "a temporary file is left"
