@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import io
 import itertools
 import json
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
 
 from throughtime.cli.app import evaluate, generate, root, train
 from throughtime.cli.options import with_training
+from throughtime.cli.settings import with_settings
 from throughtime.errors import UserError
 from throughtime.learning import Training
 from throughtime.learning.processes import first_process
@@ -30,35 +29,9 @@ LENGTH = 500  # units that are written where nothing else is asked for
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
 
 
-def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command every setting of the job as an option; its function takes ``settings: Settings``."""
-    hints = get_type_hints(Settings)
-    options = {field.name: _option(field, hints[field.name]) for field in dataclasses.fields(Settings)}
-
-    @functools.wraps(command)
-    def run(**given: Any) -> Any:
-        values = {name: given.pop(name) for name in options}
-        if values["document_separator"] is not None:
-            values["document_separator"] = _unescaped(values["document_separator"])
-        return command(**given, settings=Settings(**values))
-
-    own = [p for name, p in inspect.signature(command, eval_str=True).parameters.items() if name != "settings"]
-    run.__signature__ = inspect.Signature([*own, *options.values()])  # type: ignore[attr-defined]
-    del run.__wrapped__
-    return run
-
-
-def _option(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    name = "--" + field.name.replace("_", "-")
-    names = [f"{name}/--no-{name[2:]}"] if hint is bool else [name]
-    option = typer.Option(*names, help=field.metadata["help"], rich_help_panel=PANEL)
-    annotation = Annotated[hint, option]
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
-
-
 @train.command("language")
 @with_training(language.TRAINING)
-@_with_settings
+@with_settings(Settings, PANEL)
 def train_language(
     *,
     text: Annotated[Path, typer.Option("--text", help="A text file in UTF-8, or a folder of them.")],
@@ -68,6 +41,8 @@ def train_language(
     resume: bool,
 ) -> None:
     """Train a model that writes text: prose, poems, source code."""
+    if settings.document_separator is not None:
+        settings = dataclasses.replace(settings, document_separator=_unescaped(settings.document_separator))
     _trained(language.train(text, out, settings, training, resume=resume), out)
 
 

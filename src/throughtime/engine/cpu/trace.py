@@ -420,10 +420,7 @@ def _clamp(reader: _Reader, node: Any) -> Node:
 
 @handles(aten.mm.default)
 def _mm(reader: _Reader, node: Any) -> Node:
-    source, weight = node.args
-    if weight.target is aten.t.default and weight in reader.fixed:
-        return reader.product(reader.row(source), weight.args[0], flipped=False)
-    return reader.product(reader.row(source), weight, flipped=True)
+    return _times(reader, *node.args)
 
 
 @handles(aten.addmm.default)
@@ -431,11 +428,14 @@ def _addmm(reader: _Reader, node: Any) -> Node:
     if node.kwargs:
         raise Untraceable("addmm with factors")
     bias, source, weight = node.args
+    return reader.graph.apply("add", _times(reader, source, weight), reader.row(bias))
+
+
+def _times(reader: _Reader, source: Any, weight: Any) -> Node:
+    """Source times a weight (K, N), which mostly is the transpose of a parameter."""
     if weight.target is aten.t.default and weight in reader.fixed:
-        product = reader.product(reader.row(source), weight.args[0], flipped=False)
-    else:
-        product = reader.product(reader.row(source), weight, flipped=True)
-    return reader.graph.apply("add", product, reader.row(bias))
+        return reader.product(reader.row(source), weight.args[0], flipped=False)
+    return reader.product(reader.row(source), weight, flipped=True)
 
 
 @handles(aten.split.Tensor)
