@@ -14,8 +14,9 @@ from torch import Tensor
 
 from throughtime.data import DOCUMENT, UNKNOWN, Characters, Vocabulary
 from throughtime.data.words import Words
+from throughtime.engine.sampling import probabilities
 from throughtime.errors import UserError
-from throughtime.tasks.decoding import Free, Rule, beam_search, probabilities, sample
+from throughtime.tasks.decoding import Free, Rule, beam_search, sample
 from throughtime.tasks.form import LONGEST, Form
 from throughtime.tasks.network import NextUnit
 
@@ -30,13 +31,13 @@ def test_without_cuts_the_draw_is_a_softmax_over_what_is_allowed(
     allowed[data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1))] = True
     chances = probabilities(logits, allowed, temperature=temperature)
     assert chances[~allowed].count_nonzero() == 0
-    torch.testing.assert_close(chances[allowed], (logits[allowed] / temperature).softmax(-1))
+    torch.testing.assert_close(chances[allowed], (logits[allowed].double() / temperature).softmax(-1))
 
 
 @given(logits=logits_of, k=st.integers(1, 12))
 def test_top_k_leaves_the_k_likeliest(logits: Tensor, k: int) -> None:
     chances = probabilities(logits, torch.ones(len(logits), dtype=torch.bool), top_k=k)
-    full = logits.softmax(-1)
+    full = logits.double().softmax(-1)
     left = chances > 0
     assert int(left.sum()) == min(k, len(logits))
     if not left.all():
@@ -47,7 +48,7 @@ def test_top_k_leaves_the_k_likeliest(logits: Tensor, k: int) -> None:
 @given(logits=logits_of, p=st.floats(0.01, 1))
 def test_top_p_leaves_the_fewest_that_reach_p(logits: Tensor, p: float) -> None:
     chances = probabilities(logits, torch.ones(len(logits), dtype=torch.bool), top_p=p)
-    full = logits.softmax(-1)
+    full = logits.double().softmax(-1)
     left = chances > 0
     assert full[left].sum() >= p - 1e-5
     assert full[left].sum() - full[left].min() < p + 1e-5  # one fewer would not do

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+import throughtime as tt
 from throughtime.cells.catalogue import CATALOGUE
 from throughtime.data import DOCUMENT, UNKNOWN, Characters, Numbers, Streams, TextSource
+from throughtime.engine.cpu.writing import Writer
 from throughtime.errors import UserError
 from throughtime.learning import Training, read_metrics
 from throughtime.tasks import language
@@ -234,13 +236,29 @@ def test_the_same_seed_writes_the_same_text(prose_run: Path) -> None:
     assert "".join(model.generate(length=5))
 
 
-def test_text_comes_as_it_is_written(prose_run: Path) -> None:
+def test_text_comes_as_it_is_written(prose_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = language.load(prose_run)
-    calls = []
+    asked = []
+    write = Writer.write
+    monkeypatch.setattr(
+        Writer, "write", lambda self, random, *rest: asked.append(len(random)) or write(self, random, *rest)
+    )
+    text = iter(model.generate("a", length=150))
+    next(text)
+    assert asked == [1]
+    assert len(list(text)) == 149
+    assert asked == [1, 8, 64, 64, 13]
+
+
+def test_a_hook_is_called_as_it_is_written(prose_run: Path) -> None:
+    model = language.load(prose_run)
+    expected, calls = "".join(model.generate("a", length=50)), []
     model.network.output.register_forward_hook(lambda *_: calls.append(1))
     text = iter(model.generate("a", length=50))
-    next(text)
+    with pytest.warns(tt.SlowPathWarning, match="hook"):
+        first = next(text)
     assert len(calls) == 1
+    assert first + "".join(text) == expected
 
 
 def test_what_a_plain_model_writes_has_neither_unknown_units_nor_borders(prose_run: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from throughtime.cells.cell import Cell
 from throughtime.cells.wrappers import LearnedInitialState, check_probability
 from throughtime.engine import unroll
+from throughtime.engine.stepper import Stepper
 
 MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "concat": lambda forward, backward: torch.cat([forward, backward], dim=-1),
@@ -163,6 +164,29 @@ class Recurrent(nn.Module):
             x, final = cell(x, None if state is None else state[k])
             finals.append(final)
         return x, tuple(finals)
+
+    def stepper(self, batch_size: int = 1, *, backend: str = "auto") -> Stepper:
+        """What takes many single steps fast, for inference: it holds the state, and the weights ready for use.
+
+        >>> from throughtime.cells import GRU
+        >>> net = Recurrent(GRU, 3, 5, num_layers=2)
+        >>> x = torch.randn(1, 9, 3)
+        >>> _, state = net(x[:, :4])
+        >>> stepper = net.stepper()
+        >>> stepper.state = state
+        >>> for t in range(4, 9):
+        ...     y = stepper.step(x[:, t])  # (B, I) -> (B, O)
+        >>> torch.allclose(y, net(x)[0][:, -1])
+        True
+
+        Raises:
+            ValueError: with two directions; with dropout between the layers in training; see `Stepper` for others.
+        """
+        if self.bidirectional:
+            raise ValueError("a bidirectional network cannot stream: its backward half begins at the end")
+        if self.training and self.dropout and self.num_layers > 1:
+            raise ValueError("a stepper drops no outputs between layers; call eval() first")
+        return Stepper([cast(Cell, cell) for cell in self.forward_cells], batch_size, backend=backend)
 
     def _directions(self, k: int, state: Any) -> list[tuple[Cell, Any, bool]]:
         forward = cast(Cell, self.forward_cells[k])

@@ -8,7 +8,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from throughtime.engine.cpu.writing import Cut, Writer
+from throughtime.engine.sampling import draw, no_chances, probabilities, uniforms
 from throughtime.learning.nested import map_tensors
+
+MOST_AT_ONCE = 64  # units of one native call
 
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]  # (numbers (B,), state) -> (logits (B, V), state)
 
@@ -39,46 +43,37 @@ class Free(NamedTuple):
         return None if self.left <= 1 or number == self.end else self._replace(left=self.left - 1)
 
 
-def probabilities(
-    logits: Tensor,
-    allowed: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Tensor:
-    r"""What is drawn from: softmax(logits / temperature) over the allowed numbers, then cut.
-
-    ``top_k`` leaves the k most probable; ``top_p`` (Holtzman 2020) the fewest most probable whose sum reaches p; what
-    is left is scaled to sum 1. Temperature 0 leaves the most probable one.
-
-    >>> import torch
-    >>> probabilities(torch.tensor([0.0, 1.0, 2.0]).log(), torch.tensor([True, True, True])).tolist()
-    [0.0, 0.3333333432674408, 0.6666666865348816]
-    """
-    logits = logits.float().masked_fill(~allowed, -torch.inf)  # (V,)
-    if temperature == 0:
-        return torch.zeros_like(logits).index_fill(0, logits.argmax(), 1.0)
-    ranked, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
-    if top_k is not None:
-        ranked[top_k:] = 0
-    if top_p is not None:
-        ranked = ranked / ranked.sum()
-        ranked[ranked.cumsum(-1) - ranked >= top_p] = 0
-    return torch.zeros_like(ranked).scatter(0, order, ranked / ranked.sum())
-
-
 def sample(step: Step, context: Sequence[int], rule: Rule, generator: torch.Generator, **cut: Any) -> Iterator[int]:
-    """Draws numbers that follow a context, one at a time; ``cut`` is passed to `probabilities`."""
+    """Draws numbers that follow a context, one at a time, each by one random number; ``cut`` is for `probabilities`."""
     logits, state = read(step, context)
     going: Rule | None = rule
     while going is not None:
         chances = probabilities(logits[0], going.allowed(), **cut)
-        number = int(torch.multinomial(chances, 1, generator=generator))
+        number = draw(chances, float(uniforms(generator, 1)))
         yield number
         going = going.after(number)
         if going is not None:
             logits, state = step(torch.tensor([number]), state)
+
+
+def sample_natively(writer: Writer, rule: Rule, generator: torch.Generator, **cut: Any) -> Iterator[int]:
+    """What `sample` draws, by native calls of several units each: the first of one, so that text shows at once.
+
+    Raises:
+        UserError: as `probabilities`.
+    """
+    going: Rule | None = rule
+    chunk, how = 1, Cut(**cut)
+    while going is not None:
+        count = min(chunk, going.left) if isinstance(going, Free) else 1  # another rule may change with each unit
+        end = going.end if isinstance(going, Free) else None
+        for number in writer.write(uniforms(generator, count), going.allowed(), how, end):
+            if number < 0:
+                raise no_chances()
+            assert going is not None
+            yield number
+            going = going.after(number)
+        chunk = min(8 * chunk, MOST_AT_ONCE)
 
 
 class _Beam(NamedTuple):

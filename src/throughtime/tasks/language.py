@@ -39,7 +39,7 @@ from throughtime.errors import UserError
 from throughtime.learning import Loss, Training, begin_run, fit, load_config, load_model, seed_all
 from throughtime.learning.processes import first_process
 from throughtime.learning.run_folder import refuse_overwriting
-from throughtime.tasks.decoding import Free, Rule, beam_search, sample
+from throughtime.tasks.decoding import Free, Rule, beam_search, sample, sample_natively
 from throughtime.tasks.form import Form
 from throughtime.tasks.language_settings import Settings
 from throughtime.tasks.measuring import Evaluation, loss_of, measure
@@ -142,9 +142,18 @@ class LanguageModel:
         if beam is not None:
             numbers: Iterable[int] = beam_search(self._step, context, rule, beam)
         else:
-            numbers = sample(self._step, context, rule, torch.Generator().manual_seed(seed), **cut)
+            numbers = self._drawn(context, rule, torch.Generator().manual_seed(seed), cut)
         for number in numbers:
             yield write(number)
+
+    def _drawn(self, context: list[int], rule: Rule, generator: torch.Generator, cut: dict[str, Any]) -> Iterator[int]:
+        """By one native call for many units where the kernels take the cells; else step by step."""
+        writer = self.network.writer(context)
+        return (
+            sample(self._step, context, rule, generator, **cut)
+            if writer is None
+            else sample_natively(writer, rule, generator, **cut)
+        )
 
     def _step(self, numbers: Tensor, state: Any) -> tuple[Tensor, Any]:
         device = self.network.embedding.weight.device

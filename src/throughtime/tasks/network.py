@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from throughtime.cells import Cell
 from throughtime.cells.catalogue import cell_named
 from throughtime.data import IGNORED
+from throughtime.engine.cpu.writing import Writer
+from throughtime.engine.stepper import step_refusal, warn_slow
 from throughtime.layers import Recurrent
 
 BLOCK = 1 << 24  # logits that are in memory together, at most
@@ -88,6 +92,32 @@ class NextUnit(nn.Module):
         """One step: ``numbers (B,) -> (logits (B, V), state)``."""
         y, state = self.recurrent.step(self.embedding_dropout(self.embedding(numbers)), state)
         return self.output(self.between(self.dropout(y))), state
+
+    def writer(self, context: Sequence[int]) -> Writer | None:
+        """What writes on from a context natively, or None, with a word why, where the kernels cannot take the cells.
+
+        Warns:
+            SlowPathWarning: it cannot.
+        """
+        if not context:
+            raise ValueError("a context has at least one number")
+        cells = [cast(Cell, cell) for cell in self.recurrent.forward_cells]
+        if self.training:
+            why: str | None = "it is in training; call eval() first"
+        elif any(part._forward_hooks or part._forward_pre_hooks for part in self.modules()):
+            why = "a hook on one of its parts has to be called"
+        else:
+            why = step_refusal(cells)
+        if why is not None:
+            warn_slow(why)
+            return None
+        linears = [part for part in (self.between, self.output) if isinstance(part, nn.Linear)]
+        writer = Writer(cells, self.embedding, linears)
+        *before, writer.number = context
+        if before:
+            with torch.inference_mode():
+                _, writer.stack.state = self.recurrent(self.embedding(torch.tensor([before])))
+        return writer
 
     def _read(self, numbers: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
         x = self.embedding_dropout(self.embedding(numbers))  # (B, T, E)

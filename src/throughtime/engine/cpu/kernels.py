@@ -140,7 +140,8 @@ def _workspace(size: int) -> int:
     space = getattr(_spaces, "tensor", None)
     if space is None or space.numel() < size:
         _spaces.tensor = None  # not both at a time
-        space = _spaces.tensor = torch.empty(size + 64, dtype=torch.uint8)
+        with torch.inference_mode(False):  # as it outlives such a mode
+            space = _spaces.tensor = torch.empty(size + 64, dtype=torch.uint8)
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if fill and torch.are_deterministic_algorithms_enabled():
         space.fill_(255)  # NaN, as in memory that PyTorch gives out
