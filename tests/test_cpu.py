@@ -14,7 +14,7 @@ from torch import nn
 import throughtime as tt
 from cases import CELLS, gradients, make_cell, random_state
 from throughtime.engine.cpu import adjoint, graph, machine
-from throughtime.engine.cpu.trace import flatten, trace
+from throughtime.engine.cpu.trace import flatten, trace, widths_of
 
 close = torch.testing.assert_close
 COMPILED = [name for name in CELLS if name != "lru"]  # whose state is complex
@@ -116,7 +116,7 @@ def test_the_graph_is_the_step_and_its_adjoint_the_derivative(name):
     cell.train()
     noise = cell.noise(4, 1)
     parameters = dict(cell.named_parameters()) | dict(cell.named_buffers())
-    step = trace(cell, parameters, noise)
+    step = trace(cell, parameters, widths_of(noise))
     made = step.prologue(*parameters.values())
     rows = [r.detach().requires_grad_() for r in made[: step.vectors]]
     matrices = [m.detach().requires_grad_() for m in made[step.vectors :]]

@@ -14,6 +14,20 @@ class HiddenState(NamedTuple):
     h: Tensor  # (B, H)
 
 
+_nameable: set[type] = set()
+
+
+def make_nameable(state: type) -> None:
+    """Lets the files that torch.export writes name a class of states."""
+    if state not in _nameable:
+        _nameable.add(state)
+        name = f"{state.__module__}.{state.__qualname__}"
+        torch.utils._pytree._register_namedtuple(state, serialized_type_name=name)
+
+
+make_nameable(HiddenState)
+
+
 class Cell(nn.Module):
     r"""One step of a recurrence, written as its paper writes it.
 
@@ -47,6 +61,10 @@ class Cell(nn.Module):
     family: ClassVar[str] = "own"
     equation: ClassVar[str] = ""
     source: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        make_nameable(cls.State)
 
     def __init__(self, input_size: int, hidden_size: int, *, output_size: int | None = None) -> None:
         super().__init__()

@@ -57,10 +57,8 @@ def explain(cell: Cell, backend: str = "auto") -> Plan:
 
 def choose(cell: Cell, backend: str, sequence: Sequence) -> Plan:
     """The plan for a sequence; warns where "auto" is left with the slow loop."""
-    if backend == "auto" and torch.compiler.is_compiling():  # what can be told is told when the code runs
-        return Plan(type(cell).__name__, "reference" if scan.refusal(cell) else "scan")
     plan = _choose(cell, backend, sequence)
-    if plan.backend == "reference" and backend == "auto":
+    if plan.backend == "reference" and backend == "auto" and not torch.compiler.is_compiling():
         why = plan.refusals["cpu"]
         warnings.warn(
             f"{plan.cell} runs step by step in plain PyTorch, which is slow: {why} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,9 +38,8 @@ class Step:
     state: tuple[Node, ...]
     fields: tuple[str, ...]
     noise: int  # how many tensors of noise
-    prologue: fx.GraphModule
+    prologue: fx.GraphModule | None  # None in a step read from text: who calls has the rows and matrices
     vectors: int  # the first so many results of the prologue are rows (N,), the rest matrices (N, K)
-    constants: dict[str, Tensor]
 
 
 class _Step(nn.Module):
@@ -53,6 +52,15 @@ class _Step(nn.Module):
         return (y, *new)
 
 
+class _Initial(nn.Module):
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self) -> Any:
+        return self.cell.initial_state(1)
+
+
 def flatten(noise: Any) -> list[Tensor]:
     """The tensors of nested noise, in order."""
     if noise is None:
@@ -62,42 +70,69 @@ def flatten(noise: Any) -> list[Tensor]:
     return [tensor for part in noise for tensor in flatten(part)]
 
 
-def unflatten(like: Any, tensors: list[Tensor]) -> Any:
-    """Tensors nested as ``like`` is; takes them from the list's front."""
-    if like is None:
+def widths_of(noise: Any) -> Any:
+    """Nested noise (B, T, N) with each tensor's N in its place; -1 for one that is not made of rows."""
+    if noise is None:
         return None
-    if isinstance(like, Tensor):
-        return tensors.pop(0)
-    return tuple(unflatten(part, tensors) for part in like)
+    if isinstance(noise, Tensor):
+        return int(noise.shape[2]) if noise.dim() == 3 else -1
+    return tuple([widths_of(part) for part in noise])
 
 
-def trace(cell: Cell, parameters: dict[str, Tensor], noise: Any) -> Step:
+def nested(widths: Any, tensors: Iterator[Tensor]) -> Any:
+    """Tensors nested as widths are."""
+    if widths is None:
+        return None
+    if isinstance(widths, int):
+        return next(tensors)
+    return tuple(nested(part, tensors) for part in widths)
+
+
+def _flat(widths: Any) -> list[int]:
+    if widths is None:
+        return []
+    return [widths] if isinstance(widths, int) else [width for part in widths for width in _flat(part)]
+
+
+def with_data(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor, or one with numbers in place of one that has none (of the meta device, or a compiler's)."""
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "cpu"
+    if plain and dtype in (None, tensor.dtype):
+        return tensor.detach()
+    shape = [int(size) for size in tensor.shape]
+    if tensor.is_floating_point():
+        return torch.randn(shape, dtype=dtype or tensor.dtype)
+    return torch.zeros(shape, dtype=tensor.dtype)
+
+
+def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
     """The step of a cell.
 
     Args:
         parameters: the cell's parameters and buffers by name; shapes and types count, not values.
-        noise: as the cell draws it, (B, T, ...), or None.
+        widths: of the noise that the cell draws, nested as it is, or None.
 
     Raises:
         Untraceable: the step is not made of the graph's operations, or its rows see each other.
     """
     if type(cell).step is Cell.step:
         cell.step(torch.empty(0), None)  # says that the cell has to define it
-    initial = cell.initial_state(1)
     tensors = {name: p.detach() for name, p in parameters.items()}
+    stand_ins = {f"cell.{name}": value for name, value in tensors.items()}
+    initial = functional_call(_Initial(cell), stand_ins, ())
     like = next(iter(initial))
-    x = like.new_empty(ROWS, cell.input_size)
-    state = [field.new_empty(ROWS, *field.shape[1:]) for field in initial]
-    draws = [part.new_empty(ROWS, *part.shape[2:]) for part in flatten(noise)]
-    if any(t.dim() != 2 for t in (x, *state, *draws)):
+    if min(_flat(widths), default=0) < 0 or any(field.dim() != 2 for field in initial):
         raise Untraceable("its state or noise is not made of rows (B, N)")
-    if any(t.is_complex() for t in (x, *state)):
+    if any(field.is_complex() for field in initial):
         raise Untraceable("its state is complex")
+    x = like.new_empty(ROWS, cell.input_size)
+    state = [field.new_empty(ROWS, field.shape[1]) for field in initial]
+    draws = [like.new_empty(ROWS, width) for width in _flat(widths)]
     module = _Step(cell)
 
     def run(tensors: dict[str, Tensor], x: Tensor, state: list[Tensor], draws: list[Tensor]) -> Any:
         stand_ins = {f"cell.{name}": value for name, value in tensors.items()}
-        arguments = (x, type(initial)(*state), unflatten(noise, list(draws)))
+        arguments = (x, type(initial)(*state), nested(widths, iter(draws)))
         return functional_call(module, stand_ins, arguments)
 
     table = get_decompositions(
@@ -150,6 +185,7 @@ def _check(
         return [*outputs, *torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)]
 
     with torch.enable_grad():
+        assert step.prologue is not None
         made = step.prologue(*weights.values())
         ours = evaluate([step.y, *step.state], inputs, list(made[: step.vectors]), list(made[step.vectors :]))
         expected = results(list(run(weights, x, state, draws)))
@@ -198,7 +234,7 @@ class _Reader:
                 raise Untraceable(f"its new state.{name} is {root.width} wide, the old one {width}")
         return Step(
             self.graph, roots[0], tuple(roots[1:]), self.fields, self.noise, self._prologue(parameters),
-            len(self.vectors), {},
+            len(self.vectors),
         )  # fmt: skip
 
     # What a node of PyTorch's graph stands for
