@@ -177,6 +177,8 @@ def test_a_job_trains_and_its_run_knows_it(tmp_path):
         (["evaluate", "{out}/checkpoint"], "is not the folder of a run"),
         (["generate", "{out}"], "is a run of 'toy', which knows no `generate`"),
         (["fail", "system"], "No such file or directory (/nowhere/at/all)"),
+        (["fail", "full"], "No space left on device; make room and try again"),
+        (["fail", "memory"], "the memory does not suffice; ask for less"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_2(tmp_path, arguments, line):

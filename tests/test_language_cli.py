@@ -236,9 +236,14 @@ def test_a_text_that_will_not_do_is_told(content: bytes, told: str, trained: Pat
     ("arguments", "told"),
     [
         ("--text none", "none: no such file or folder"),
+        ("--text /dev/null", "/dev/null: a pipe or a device"),
         ("--text folder", "folder: no file fits the glob"),
         ("--text text --field lines", r"text:1: not a line of JSON"),
         ("--text text --field lines --document-separator x", "not both"),
+        ("--text halves --field text", r"halves:2: field 'text' has half a character, \\ud83d"),
+        ("--text text --document-separator ---", "the text is one document.*what stands between documents"),
+        ("--text text --batch-size 1000", "a batch of 1000 streams is more than the 450 units"),
+        ("--text text --out text/run", "text is a file|Not a directory; check the folder"),
         ("--text text --cell lstmm", "cell 'lstmm' is unknown; `throughtime cells`"),
         ("--text text --unit letters", "choose one of char, word, bpe"),
         ("--text text --hidden 0", "hidden must be at least 1"),
@@ -254,6 +259,7 @@ def test_what_cannot_be_trained_is_told(
     Path("folder").mkdir()
     Path("text").write_text("some text " * 50)
     Path("one").write_text("s")
+    Path("halves").write_text('{"text": "whole \\ud83d\\ude00"}\n{"text": "half \\ud83d"}\n')
     given = arguments if "--out" in arguments else arguments + " --out run"
     assert_told(run("train", "language", *SMALL, *given.split()), told)
     assert not Path("run").exists()

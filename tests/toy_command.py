@@ -1,9 +1,12 @@
 """The command line with the toy problem as a job of its own: ``python toy_command.py train toy --out RUN ...``."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from throughtime.cli import app
@@ -32,6 +35,10 @@ def fail(how: str) -> None:
     """End in some way."""
     if how == "system":
         Path("/nowhere/at/all").read_text()
+    if how == "memory":
+        torch.empty(1 << 50)
+    if how == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if how == "defect":
         raise RuntimeError("a defect")
     if how == "writing":

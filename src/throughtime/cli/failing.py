@@ -4,7 +4,7 @@
 status when
 ====== =====================================================================
 0      all is well
-2      something the user can mend: an option, a file, a full disk
+2      something the user can mend: an option, a file, a full disk, too little memory
 130    Ctrl-C (128 + SIGINT); 143 for SIGTERM
 141    who read the output went away (128 + SIGPIPE), as in ``| head``
 ====== =====================================================================
@@ -15,6 +15,7 @@ Anything else is a defect of ours and shows its traceback. With ``--debug`` so d
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -57,7 +58,18 @@ def told(debug: bool) -> Iterator[None]:
         if error.strerror is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        _fail(f"{error.strerror}{where}", 2, debug)
+        remedy = "; make room and try again" if error.errno == errno.ENOSPC else ""
+        _fail(f"{error.strerror}{where}{remedy}", 2, debug)
+    except (MemoryError, RuntimeError) as error:
+        if not _memory_ran_out(error):
+            raise
+        _fail("the memory does not suffice; ask for less: fewer --hidden units, a smaller --batch-size", 2, debug)
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    """Whether it is Python's, a GPU's or, told by its text alone, a CPU's refusal (PyTorch is not imported here)."""
+    kind = type(error).__name__
+    return kind in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(error)
 
 
 def _fail(text: str, status: int, debug: bool) -> NoReturn:

@@ -59,7 +59,10 @@ class Numbers:
             found = np.flatnonzero(self.read(start, stop) == DOCUMENT)
             if len(found):
                 return start + int(found[-1])
-        raise UserError("the text is one document: none is left for validation; give another text with --valid")
+        raise UserError(
+            "the text is one document, so that none is left for validation: see what stands between documents, or "
+            "give another text with --valid"
+        )
 
 
 def encode_pieces(source: TextSource, vocabulary: Vocabulary) -> Iterator[NDArray[Any]]:

@@ -45,7 +45,7 @@ class Streams:
         seed: of those places.
 
     Raises:
-        UserError: the text is shorter than one window and the unit after it.
+        UserError: the text is shorter than one window and the unit after it, or has fewer units than there are streams.
     """
 
     def __init__(self, numbers: Numbers, batch_size: int, window: int, *, shift: bool = True, seed: int = 0) -> None:
@@ -55,6 +55,11 @@ class Streams:
             raise UserError(
                 f"the text has {len(numbers)} units, and one window takes {window + 1}: "
                 "give a longer text or a smaller --window"
+            )
+        if batch_size > len(numbers):
+            raise UserError(
+                f"a batch of {batch_size} streams is more than the {len(numbers)} units of the text: "
+                "give a longer text or a smaller --batch-size"
             )
         self.numbers = numbers
         self.batch_size = batch_size

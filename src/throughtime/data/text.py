@@ -14,6 +14,7 @@ from throughtime.data.utf8 import read_chunks
 from throughtime.errors import UserError
 
 LONGEST_LINE = 1 << 15  # characters; a longer line is cut, so that memory stays bounded
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell the halves of a character apart; UTF-8 has no such thing
 _LINE = re.compile(rf"[^\n]{{0,{LONGEST_LINE - 1}}}\n|[^\n]{{1,{LONGEST_LINE}}}")
 
 
@@ -69,6 +70,8 @@ class TextSource:
         if not self.path.exists():
             raise UserError(f"{self.path}: no such file or folder")
         if not self.path.is_dir():
+            if not self.path.is_file():
+                raise UserError(f"{self.path}: a pipe or a device, but text is read twice; write it to a file first")
             return [self.path]
         try:
             found = sorted(path for path in self.path.glob(self.glob) if path.is_file() and not self._left_out(path))
@@ -143,6 +146,11 @@ def _fields(path: Path, field: str) -> Iterator[Piece]:
             value = "\n".join(value)
         if not isinstance(value, str):
             raise UserError(f"{path}:{number}: field {field!r} is neither a string nor a list of lines")
+        half = _SURROGATE.search(value)
+        if half:
+            raise UserError(
+                f"{path}:{number}: field {field!r} has half a character, \\u{ord(half[0]):04x}, which is not text"
+            )
         if value:
             yield Piece(value, True)
 

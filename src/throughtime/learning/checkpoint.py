@@ -58,10 +58,10 @@ def write_checkpoint(run: Path, step: int, snapshot: Snapshot) -> None:
     """
     folder = run / CHECKPOINT
     kept = _checkpoints(folder)
-    advice = "make room and go on with --resume" + (f" from step {max(kept)[0]:,}" if kept else "")
+    then = "go on with --resume" + (f" from step {max(kept)[0]:,}" if kept else "")
     writing = folder / ".writing"
     again = max((a for s, a in kept if s == step), default=-1) + 1
-    with full_disk_told(folder, advice):
+    with full_disk_told(folder, then):
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*"):
             shutil.rmtree(leftover)

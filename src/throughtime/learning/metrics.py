@@ -50,7 +50,7 @@ class MetricsFile:
             UserError: the system refuses, a full disk for one.
         """
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-        with full_disk_told(self.path, "make room and go on with --resume"):
+        with full_disk_told(self.path, "go on with --resume"):
             try:
                 written = os.write(self._handle, line)
                 if written != len(line):
@@ -62,7 +62,7 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Makes what was appended last."""
-        with full_disk_told(self.path, "make room and go on with --resume"):
+        with full_disk_told(self.path, "go on with --resume"):
             os.fsync(self._handle)
 
     def close(self) -> None:

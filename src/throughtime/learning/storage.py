@@ -8,6 +8,7 @@ Weights are safetensors; nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -26,13 +27,17 @@ VERSION = 1
 _HEADER = "throughtime"  # one key alone: safetensors keeps its metadata in no fixed order
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextlib.contextmanager
-def full_disk_told(path: Path, advice: str = "make room and try again") -> Iterator[None]:
-    """Turns the system's refusal to write into a line for the user."""
+def full_disk_told(path: Path, then: str = "try again") -> Iterator[None]:
+    """Turns the system's refusal to write into a line for the user: make room, or whatever helps, ``then`` this."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
+        remedy = "make room" if error.errno in _FULL else "check the folder and your rights in it,"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy} and {then}") from error
 
 
 def write_file(path: Path, content: bytes) -> None:
