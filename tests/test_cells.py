@@ -442,6 +442,27 @@ def test_recurrent_dropout_by_hand():
         close(y[:, t], h)
 
 
+def test_recurrent_dropout_of_products_by_name():
+    class Named(Leaky):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            self.products = self.recurrent
+            del self.recurrent
+
+        def step(self, x, state):
+            h = self.leak * state.h + (1 - self.leak) * torch.tanh(self.input(x) + self.products(state.h))
+            return h, self.State(h)
+
+    inner = double(Named(3, 5))
+    plain = Leaky(3, 5).double()
+    plain.load_state_dict({name.replace("products", "recurrent"): p for name, p in inner.state_dict().items()})
+    x, state = inputs(), random_state(inner, 4)
+    torch.manual_seed(5)
+    one = tt.unroll(cells.RecurrentDropout(inner, p=0.5, products=["products"]).train(), x, state)
+    torch.manual_seed(5)
+    close(fields_of(one), fields_of(tt.unroll(cells.RecurrentDropout(plain, p=0.5).train(), x, state)))
+
+
 def test_a_learned_initial_state_is_learned():
     cell = cells.LearnedInitialState(cells.LSTM(3, 5).double())
     with torch.no_grad():
@@ -564,8 +585,17 @@ def test_an_own_cell_in_every_wrapper(wrap):
         (lambda: cells.PeepholeLSTM(3, 5, form="chung"), "form must be"),
         (lambda: cells.LRU(3, 5, radius=(0.9, 1.1)), "radius must be"),
         (lambda: cells.Zoneout(cells.LSTM(3, 5), h=1.5), "h must be a probability"),
+        (lambda: cells.Zoneout(cells.Jordan(3, 5)), "Jordan's has none"),
         (lambda: cells.RecurrentDropout(cells.LSTM(3, 5), p=1.0), "p must be a probability below 1"),
         (lambda: cells.RecurrentDropout(cells.MinGRU(3, 5)), "no module named recurrent"),
+        (
+            lambda: cells.RecurrentDropout(cells.GRU(3, 5), products=["gate"]),
+            "no product 'gate'; its modules: input, rec",
+        ),
+        (
+            lambda: cells.RecurrentDropout(cells.RecurrentDropout(cells.GRU(3, 5)), products=["cell"]),
+            "no product 'cell'",
+        ),
         (lambda: cells.Residual(cells.LSTM(3, 5)), "input is 3, output 5"),
         (lambda: cells.DeepTransition(cells.Jordan(3, 5)), "a deep transition needs"),
         (lambda: cells.DeepTransition(cells.LSTM(3, 5), layers=0), "layers must be at least 1"),

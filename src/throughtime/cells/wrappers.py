@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class Zoneout(Wrapper):
         c: p for the field ``c``; of no effect on cells without one.
 
     Raises:
-        ValueError: a probability outside [0, 1].
+        ValueError: a probability outside [0, 1], or a cell whose state has neither h nor c.
     """
 
     equation = "s = m∘s + (1 - m)∘cell(x, s),  m ~ Bernoulli(p)"
@@ -86,6 +87,8 @@ class Zoneout(Wrapper):
     def __init__(self, cell: Cell, *, h: float = 0.05, c: float = 0.5) -> None:
         super().__init__(cell)
         self.rates = {"h": check_probability(h, "h"), "c": check_probability(c, "c")}
+        if not self.rates.keys() & set(cell.initial_state(1)._fields):
+            raise ValueError(f"zoneout needs a state with a field h or c; {type(cell).__name__}'s has none")
 
     def noise(self, batch_size: int, steps: int) -> Any:
         inner = self.cell.noise(batch_size, steps)
@@ -124,26 +127,34 @@ class RecurrentDropout(Wrapper):
     .. math:: U h_{t-1} \to U (m \circ h_{t-1}), \qquad m \sim \mathrm{Bernoulli}(1 - p) / (1 - p)
 
     The state itself is carried on undropped, so that memory is not lost (in a GRU, say, h also goes on beside the
-    product). The products are the inner cell's modules whose name starts with ``recurrent``. A mask is drawn for
-    each call of `throughtime.unroll`, so a sequence run in chunks draws one a chunk.
+    product). Each product has a mask of its own. A mask is drawn for each call of `throughtime.unroll`, so a sequence
+    run in chunks draws one a chunk.
 
     Args:
         cell: the cell.
         p: the probability of a unit to be dropped.
+        products: the names of the inner cell's modules that U stands for; those that start with ``recurrent`` unless
+            given.
 
     Raises:
-        ValueError: p outside [0, 1), or the cell has no module whose name starts with ``recurrent``.
+        ValueError: p outside [0, 1), or the cell has no such modules with ``in_features``, as `torch.nn.Linear` has.
     """
 
     equation = "Uh → U(m∘h), one m a sequence"
     source = "Gal & Ghahramani 2016"
 
-    def __init__(self, cell: Cell, *, p: float = 0.25) -> None:
+    def __init__(self, cell: Cell, *, p: float = 0.25, products: Sequence[str] | None = None) -> None:
         super().__init__(cell)
         self.p = check_probability(p, "p", below_one=True)
-        self.products = [name for name, _ in cell.named_children() if name.startswith("recurrent")]
+        children = dict(cell.named_children())
+        self.products = [name for name in children if name.startswith("recurrent")] if products is None else [*products]
         if not self.products:
-            raise ValueError(f"{type(cell).__name__} has no module named recurrent..., whose input to drop")
+            raise ValueError(
+                f"{type(cell).__name__} has no module named recurrent...; say whose input to drop: products="
+            )
+        for name in self.products:
+            if not hasattr(children.get(name), "in_features"):
+                raise ValueError(f"{type(cell).__name__} has no product {name!r}; its modules: {', '.join(children)}")
         for name in self.products:
             setattr(cell, name, MaskedInput(getattr(cell, name)))
 
