@@ -399,3 +399,27 @@ def test_two_processes_may_compile_at_once(tmp_path):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
     assert all(len(file.name) == 64 for file in tmp_path.iterdir()), "a temporary file is left"
+
+
+def test_a_cell_may_keep_masks_and_counts():
+    class Sparse(tt.Cell):
+        """Connected where a mask is true, and scaled by a count."""
+
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            self.weight = nn.Parameter(torch.randn(hidden_size, hidden_size))
+            self.register_buffer("mask", torch.rand(hidden_size, hidden_size) < 0.5)
+            self.register_buffer("on", torch.arange(hidden_size) % 2 == 0)
+            self.register_buffer("count", torch.tensor(2))
+
+        def step(self, x, state):
+            h = torch.tanh(x + (state.h @ (self.weight * self.mask)) / self.count)
+            h = torch.where(self.on, h, x) + 0.1 * self.on
+            return h, self.State(h)
+
+    cell = Sparse(5, 5)
+    x, state = torch.randn(3, 6, 5), cell.State(torch.randn(3, 5))
+    ours, theirs = (
+        gradients(cell, x, state, lambda *a, b=b: tt.unroll(*a, backend=b)[:1]) for b in ("cpu", "reference")
+    )
+    close(ours, theirs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -11,7 +12,7 @@ import torch
 from throughtime.cells.cell import Cell
 from throughtime.engine import reference, scan
 from throughtime.engine.cpu import backend as cpu
-from throughtime.engine.sequence import Sequence
+from throughtime.engine.sequence import Result, Sequence
 
 # In the order in which "auto" tries them; the last takes any cell.
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "scan": scan, "reference": reference}
@@ -49,39 +50,47 @@ def explain(cell: Cell, backend: str = "auto") -> Plan:
     """
     with torch.random.fork_rng(devices=[]):
         noise = cell.noise(1, 1)
-    plan = _choose(cell, backend, None)
+    plan = _plan(cell, backend)
     if plan.backend != "cpu":
         return plan
     return Plan(plan.cell, plan.backend, plan.refusals, cpu.describe(cell, noise))
 
 
-def choose(cell: Cell, backend: str, sequence: Sequence) -> Plan:
-    """The plan for a sequence; warns where "auto" is left with the slow loop."""
-    plan = _choose(cell, backend, sequence)
-    if plan.backend == "reference" and backend == "auto" and not torch.compiler.is_compiling():
-        why = plan.refusals["cpu"]
-        warnings.warn(
-            f"{plan.cell} runs step by step in plain PyTorch, which is slow: {why} "
-            f"(backend='reference' says that this is meant)",
-            SlowPathWarning,
-            stacklevel=3,
-        )
-    return plan
-
-
-def _choose(cell: Cell, backend: str, sequence: Sequence | None) -> Plan:
-    name = type(cell).__name__
-    if backend != "auto":
-        if backend not in BACKENDS:
-            raise ValueError(f"backend {backend!r} is unknown; known: auto, {', '.join(BACKENDS)}")
-        why = BACKENDS[backend].refusal(cell, sequence)
-        if why is not None:
-            raise ValueError(f"backend {backend!r} cannot take {name}: {why}")
-        return Plan(name, backend)
+def choose(cell: Cell, backend: str, sequence: Sequence) -> Callable[[bool], Result]:
+    """How a sequence is run, given whether all states are asked for; warns where "auto" is left with the slow loop."""
     refusals: dict[str, str] = {}
-    for candidate, module in BACKENDS.items():
-        why = module.refusal(cell, sequence)
+    for name in _candidates(backend):
+        offered = BACKENDS[name].offer(cell, sequence)
+        if not isinstance(offered, str):
+            if name == "reference" and backend == "auto" and not torch.compiler.is_compiling():
+                warnings.warn(
+                    f"{type(cell).__name__} runs step by step in plain PyTorch, which is slow: {refusals['cpu']} "
+                    f"(backend='reference' says that this is meant)",
+                    SlowPathWarning,
+                    stacklevel=3,
+                )
+            return offered
+        refusals[name] = offered
+    raise _unable(cell, backend, refusals)
+
+
+def _plan(cell: Cell, backend: str) -> Plan:
+    refusals: dict[str, str] = {}
+    for name in _candidates(backend):
+        why = BACKENDS[name].refusal(cell)
         if why is None:
-            return Plan(name, candidate, refusals)
-        refusals[candidate] = why
-    raise AssertionError("the reference backend takes any cell")
+            return Plan(type(cell).__name__, name, refusals)
+        refusals[name] = why
+    raise _unable(cell, backend, refusals)
+
+
+def _candidates(backend: str) -> list[str]:
+    if backend == "auto":
+        return list(BACKENDS)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; known: auto, {', '.join(BACKENDS)}")
+    return [backend]
+
+
+def _unable(cell: Cell, backend: str, refusals: dict[str, str]) -> ValueError:
+    return ValueError(f"backend {backend!r} cannot take {type(cell).__name__}: {refusals[backend]}")

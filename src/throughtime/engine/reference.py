@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +16,11 @@ from throughtime.engine.sequence import Result, Sequence, map_state, run_forward
 def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
     """Why this backend cannot take the cell; None, as it takes any."""
     return None
+
+
+def offer(cell: Cell, sequence: Sequence) -> str | Callable[[bool], Result]:
+    """How the sequence would be run, given whether all states are asked for."""
+    return functools.partial(run, cell, sequence)
 
 
 def run(cell: Cell, sequence: Sequence, return_states: bool) -> Result:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +20,11 @@ def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
     if type(cell).step is not LinearCell.step:
         return f"{type(cell).__name__} has a step of its own beside its coefficients"
     return None
+
+
+def offer(cell: Cell, sequence: Sequence) -> str | Callable[[bool], Result]:
+    """How the sequence would be run, given whether all states are asked for; or why it cannot be."""
+    return refusal(cell) or functools.partial(run, cell, sequence)
 
 
 def run(cell: Cell, sequence: Sequence, return_states: bool) -> Result:

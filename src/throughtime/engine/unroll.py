@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from throughtime.cells.cell import Cell
-from throughtime.engine.explain import BACKENDS, choose
+from throughtime.engine.explain import choose
 from throughtime.engine.sequence import (
     Sequence,
     check_input,
@@ -88,7 +88,7 @@ def unroll(
         initial = map_state(lambda field: field.to(x), initial)
     state = initial if state is None else check_state(state, initial)
     sequence = Sequence(x, state, initial, cell.noise(x.shape[0], x.shape[1]), lengths, resets, reverse)
-    y, final, states = BACKENDS[choose(cell, backend, sequence).backend].run(cell, sequence, return_states)
+    y, final, states = choose(cell, backend, sequence)(return_states)
     return (y, final, states) if return_states else (y, final)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,30 +35,46 @@ _prepared: weakref.WeakKeyDictionary[Cell, dict[Any, Prepared | str]] = weakref.
 
 def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
     """Why this backend cannot take the cell (or this sequence), or None."""
+    offered = offer(cell, sequence)
+    return offered if isinstance(offered, str) else None
+
+
+def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Result]:
+    """How the sequence would be run, given whether all states are asked for; or why it cannot be."""
     compiling = torch.compiler.is_compiling()
     why = operators.surroundings() if compiling else surroundings()
     if why:
         return why
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    tensors: list[Tensor] = list(cell.parameters())
+    own = tensors_of(cell)
+    tensors = [tensor for tensor in own.values() if isinstance(tensor, nn.Parameter) or tensor.is_floating_point()]
     if sequence is not None:
         tensors += [sequence.x, *sequence.state, *flatten(sequence.noise)]
-    if any(tensor.is_complex() for tensor in tensors):
-        return "its state is complex"
+    why = _unfit(tensors)
+    if why:
+        return why
+    noise = None if sequence is None else noise_of(sequence)
+    widths, resetting = widths_of(noise), sequence is not None and sequence.resets is not None
+    if compiling:
+        named = getattr(cell, "stands_for", cell), tensors[-1].dtype, widths, resetting
+        return operators.refusal(*named) or functools.partial(_run_compiled, named, own, sequence, noise)
+    prepared = _prepare(cell, own, widths, resetting, None)
+    return prepared if isinstance(prepared, str) else functools.partial(_run, prepared, own, sequence, noise)
+
+
+def _unfit(tensors: list[Tensor]) -> str:
+    """Why kernels cannot read these, or nothing."""
     for tensor in tensors:
+        if tensor.is_complex():
+            return "its state is complex"
         if tensor.device.type != "cpu":
             return f"it runs on the CPU, not on {tensor.device.type}"
         if tensor.dtype not in REAL:
             return f"it takes float32 and float64, not {str(tensor.dtype).removeprefix('torch.')}"
-    if len({tensor.dtype for tensor in tensors}) > 1:
+    if any(tensor.dtype != tensors[0].dtype for tensor in tensors):
         return "input, state and parameters are of different precision"
-    widths = widths_of(None if sequence is None else noise_of(sequence))
-    resetting = sequence is not None and sequence.resets is not None
-    if compiling:
-        return operators.refusal(*_named(cell, tensors[-1].dtype, widths, resetting)) or None
-    prepared = prepare(cell, widths, resetting=resetting)
-    return prepared if isinstance(prepared, str) else None
+    return ""
 
 
 def surroundings() -> str:
@@ -90,8 +108,14 @@ def prepare(cell: Cell, widths: Any, *, resetting: bool = False, dtype: torch.dt
         resetting: whether its state goes back to initial now and then.
         dtype: of its numbers, where its own parameters do not tell.
     """
-    tensors = tensors_of(cell)
-    key = (tuple((name, p.shape, p.dtype) for name, p in tensors.items()), widths, _settings(cell), resetting, dtype)
+    return _prepare(cell, tensors_of(cell), widths, resetting, dtype)
+
+
+def _prepare(
+    cell: Cell, tensors: dict[str, Tensor], widths: Any, resetting: bool, dtype: torch.dtype | None
+) -> Prepared | str:
+    shapes = tuple([(name, p.shape, p.dtype) for name, p in tensors.items()])
+    key = (shapes, widths, _settings(cell), resetting, dtype)
     known = _prepared.setdefault(getattr(cell, "stands_for", cell), {})
     if key not in known:
         real = {name: with_data(p, dtype) for name, p in tensors.items()}
@@ -105,11 +129,6 @@ def prepare(cell: Cell, widths: Any, *, resetting: bool = False, dtype: torch.dt
         except Untraceable as error:
             known[key] = str(error)
     return known[key]
-
-
-def _named(cell: Cell, dtype: torch.dtype, widths: Any, resetting: bool) -> tuple[Cell, torch.dtype, Any, bool]:
-    """What a compiler can take for constant: a copy made to hold other parameters is known by what it stands for."""
-    return getattr(cell, "stands_for", cell), dtype, widths, resetting
 
 
 def _settings(cell: Cell) -> tuple:
@@ -127,38 +146,51 @@ def _settings(cell: Cell) -> tuple:
     return tuple(found)
 
 
-def run(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
-    """As `reference.run`, and in reverse by itself."""
-    noise = noise_of(sequence)
-    how = _run_compiled if torch.compiler.is_compiling() else _run
-    results = how(cell, sequence, noise, return_states)
+def _run(
+    prepared: Prepared, tensors: dict[str, Tensor], sequence: Sequence | None, noise: Any, return_states: bool
+) -> Result:
+    assert sequence is not None
+    assert prepared.step.prologue is not None
+    made = prepared.step.prologue(*tensors.values())  # rows, then matrices
+    arguments = [sequence.x, *flatten(noise), *sequence.state, *_numbers(made, sequence.x.dtype)]
+    task = Task(prepared, sequence.batch_size, sequence.steps, sequence.lengths, sequence.reverse, return_states)
+    if torch.is_grad_enabled() and any(a.requires_grad for a in arguments):
+        return _result(sequence, Unrolled.apply(task, *arguments), return_states)
+    return _result(sequence, task.forward([a.detach() for a in arguments])[0], return_states)
+
+
+def _run_compiled(
+    named: tuple[Cell, torch.dtype, Any, bool],
+    tensors: dict[str, Tensor],
+    sequence: Sequence | None,
+    noise: Any,
+    return_states: bool,
+) -> Result:
+    """By way of the operators, of which a compiler makes a part of its graph.
+
+    A copy of a cell that is filled with other parameters is made while it traces; what it knows as constant is the cell
+    that the copy stands for.
+    """
+    assert sequence is not None
+    made = _numbers(operators.rows_and_matrices(operators.prologue(*named), list(tensors.values())), sequence.x.dtype)
+    rows = operators.vectors(*named)
+    inputs, state = [sequence.x, *flatten(noise)], list(sequence.state)
+    results = operators.unroll(
+        operators.text(*named), inputs, state, made[:rows], made[rows:], sequence.lengths,
+        sequence.reverse, return_states,
+    )  # fmt: skip
+    return _result(sequence, results, return_states)
+
+
+def _numbers(made: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
+    """What kernels read is of one precision; a mask or a count that a cell keeps as a buffer is not."""
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in made]
+
+
+def _result(sequence: Sequence, results: Any, return_states: bool) -> Result:
     like, fields = type(sequence.state), len(sequence.state)
     final = like(*results[-fields:])
     return results[0], final, like(*results[1 : 1 + fields]) if return_states else None
-
-
-def _run(cell: Cell, sequence: Sequence, noise: Any, return_states: bool) -> Any:
-    prepared = prepare(cell, widths_of(noise), resetting=sequence.resets is not None)
-    assert isinstance(prepared, Prepared)
-    assert prepared.step.prologue is not None
-    made = prepared.step.prologue(*tensors_of(cell).values())  # rows, then matrices
-    arguments = [sequence.x, *flatten(noise), *sequence.state, *made]
-    task = Task(prepared, sequence.batch_size, sequence.steps, sequence.lengths, sequence.reverse, return_states)
-    if torch.is_grad_enabled() and any(a.requires_grad for a in arguments):
-        return Unrolled.apply(task, *arguments)
-    return task.forward([a.detach() for a in arguments])[0]
-
-
-def _run_compiled(cell: Cell, sequence: Sequence, noise: Any, return_states: bool) -> Any:
-    """By way of the operators, of which a compiler makes a part of its graph."""
-    named = _named(cell, sequence.x.dtype, widths_of(noise), sequence.resets is not None)
-    made = operators.rows_and_matrices(operators.prologue(*named), list(tensors_of(cell).values()))
-    rows = operators.vectors(*named)
-    inputs, state = [sequence.x, *flatten(noise)], list(sequence.state)
-    return operators.unroll(
-        operators.text(*named), inputs, state, list(made[:rows]), list(made[rows:]), sequence.lengths,
-        sequence.reverse, return_states,
-    )  # fmt: skip
 
 
 def _borders(sequence: Sequence) -> Tensor:
