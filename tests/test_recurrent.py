@@ -148,7 +148,7 @@ def test_every_parameter_learns_from_every_layer():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tt.Recurrent(LSTM, 3, 5, 0), "num_layers must be at least 1"),
+        (lambda: tt.Recurrent(LSTM, 3, 5, 0), "num_layers must be a whole number of at least 1"),
         (lambda: tt.Recurrent(LSTM, 3, [5, 4], 3), "2 hidden sizes for 3 layers"),
         (lambda: tt.Recurrent(LSTM, 3, 5, merge="add"), "merge must be one of concat"),
         (lambda: tt.Recurrent(LSTM, 3, 5, dropout=1.0), "dropout must be a probability below 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -68,12 +69,9 @@ class Cell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, *, output_size: int | None = None) -> None:
         super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.output_size = hidden_size if output_size is None else output_size
+        self.input_size = check_size(input_size, "input_size")
+        self.hidden_size = check_size(hidden_size, "hidden_size")
+        self.output_size = self.hidden_size if output_size is None else check_size(output_size, "output_size")
 
     def step(self, x: Tensor, state: Any, noise: Any = None) -> tuple[Tensor, Any]:
         """``(x_t, s_{t-1}) -> (y_t, s_t)``: x (B, I), every field of the state (B, ...), y (B, O).
@@ -95,13 +93,17 @@ class Cell(nn.Module):
         return None
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """One step of its own, for streaming: ``y, state = cell(x, state)``, from the initial state at first."""
+        """One step of its own, for streaming: ``y, state = cell(x, state)``, from the initial state at first.
+
+        Raises:
+            ValueError: x is not (B, I), or the step returns what no step may; see `checked_step`.
+        """
+        if x.dim() != 2:
+            raise ValueError(f"x must be (B, I), not of {x.dim()} dimensions; a single one is x[None]")
         if state is None:
             state = self.initial_state(x.shape[0])
         noise = self.noise(x.shape[0], 1)
-        if noise is None:
-            return self.step(x, state)
-        return self.step(x, state, at_step(noise, 0))
+        return checked_step(self, x, state, None if noise is None else at_step(noise, 0))
 
     def extra_repr(self) -> str:
         output = "" if self.output_size == self.hidden_size else f", output_size={self.output_size}"
@@ -113,6 +115,54 @@ class Cell(nn.Module):
         if like is None:
             return torch.zeros(shape)
         return like.new_zeros(shape)
+
+
+def check_size(size: Any, name: str) -> int:
+    """A size as an int, be it NumPy's.
+
+    Raises:
+        ValueError: it is no whole number of at least 1.
+    """
+    try:
+        whole = operator.index(size)
+    except TypeError:
+        whole = 0
+    if whole < 1 or isinstance(size, bool):
+        raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
+    return whole
+
+
+def checked_step(cell: Cell, x: Tensor, state: Any, noise: Any) -> tuple[Tensor, Any]:
+    """``cell.step``, which may be a user's first: what it returns is looked at.
+
+    Raises:
+        ValueError: it returns no output and state, or one of another shape, or changed what it was given in place.
+    """
+    name, given = type(cell).__name__, (x, *state)
+    watched = not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in given)
+    versions = [tensor._version for tensor in given] if watched else []
+    result = cell.step(x, state) if noise is None else cell.step(x, state, noise)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"{name}.step must return an output and a state, (y, self.State(...)), not {_told(result)}")
+    y, new = result
+    if not isinstance(new, tuple) or len(new) != len(state):
+        raise ValueError(f"{name}.step must return a state of the fields {', '.join(state._fields)}, not {_told(new)}")
+    batch = x.shape[0]
+    if not isinstance(y, Tensor) or y.shape != (batch, cell.output_size):
+        raise ValueError(f"{name}.step must return an output of ({batch}, {cell.output_size}), not {_told(y)}")
+    for field, one, other in zip(state._fields, new, state, strict=True):
+        if not isinstance(one, Tensor) or one.shape != other.shape:
+            raise ValueError(f"{name}.step must return a state.{field} of {tuple(other.shape)}, not {_told(one)}")
+    if watched and versions != [tensor._version for tensor in given]:
+        raise ValueError(
+            f"{name}.step changes its input or state in place; "
+            "make new tensors (h = 0.9 * state.h, not state.h.mul_(0.9))"
+        )
+    return y, new
+
+
+def _told(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def at_step(noise: Any, t: int) -> Any:

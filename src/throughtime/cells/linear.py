@@ -133,6 +133,9 @@ class LRU(LinearCell):
 
     def initial_state(self, batch_size: int) -> Any:
         zeros = self._zeros(batch_size, self.hidden_size)
+        if zeros.dtype not in (torch.float32, torch.float64):
+            kind = str(zeros.dtype).removeprefix("torch.")
+            raise ValueError(f"LRU's state is complex, which PyTorch has for float32 and float64 alone, not {kind}")
         return self.State(torch.complex(zeros, zeros))
 
     def coefficients(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -76,8 +77,15 @@ def throughtime_command(
     """Recurrent neural networks: train them, use them, look inside."""
 
 
+def _in_a_line(message: Warning | str, *where: Any) -> None:
+    """A warning to one who did not write the code that it comes from."""
+    text = str(message).partition(" (backend=")[0]  # advice on an argument in Python
+    print(f"throughtime: warning: {' '.join(text.split())}", file=sys.stderr)  # noqa: T201
+
+
 def main() -> None:
     """What the console script calls."""
+    warnings.showwarning = _in_a_line  # type: ignore[assignment]
     arguments = sys.argv[1:]
     if "--debug" in arguments:  # wherever it stands
         arguments.remove("--debug")

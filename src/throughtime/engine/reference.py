@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Cell, at_step
+from throughtime.cells.cell import Cell, at_step, checked_step
 from throughtime.engine.sequence import Result, Sequence, map_state, run_forwards
 
 
@@ -37,7 +37,7 @@ def loop(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
             state = choose(sequence.resets[:, t], sequence.initial, state)
         noise = at_step(sequence.noise, t)
         x = sequence.x[:, t]  # (B, I)
-        y, new = cell.step(x, state) if noise is None else cell.step(x, state, noise)
+        y, new = checked_step(cell, x, state, noise)
         if sequence.lengths is not None:
             new = choose(t < sequence.lengths, new, state)
         state = type(sequence.state)(*new)

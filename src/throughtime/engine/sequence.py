@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ def map_state(function: Callable[..., Tensor], *states: Any) -> Any:
     return type(states[0])(*(function(*fields) for fields in zip(*states, strict=True)))
 
 
-def check_input(x: Tensor, input_size: int) -> None:
+def check_input(x: Any, input_size: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor (B, T, I), not {type(x).__name__}")
     if x.dim() != 3:
         raise ValueError(f"x must be (B, T, I), not of {x.dim()} dimensions; a single sequence is x[None]")
     if x.shape[2] != input_size:
@@ -68,7 +70,7 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
         and not 0 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]
     ):
         raise ValueError(f"lengths must lie in 0..{x.shape[1]}; they are {lengths.tolist()}")
-    return lengths
+    return lengths.long()
 
 
 def check_resets(resets: Any, x: Tensor) -> Tensor | None:
@@ -83,6 +85,15 @@ def check_resets(resets: Any, x: Tensor) -> Tensor | None:
     return resets
 
 
+def check_precision(x: Tensor, cell: nn.Module) -> None:
+    """Says in our words what PyTorch would say in the middle of a step. Autocast sees to it by itself."""
+    own = next((p for p in cell.parameters() if p.is_floating_point()), None)
+    if own is None or own.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+        return
+    ours, theirs = (str(tensor.dtype).removeprefix("torch.") for tensor in (own, x))
+    raise ValueError(f"x is {theirs} where the cell's parameters are {ours}; x.to(torch.{ours}) makes them alike")
+
+
 def check_state(state: Any, initial: Any) -> Any:
     """A state of the same fields and shapes as the cell's initial one; plain tuples are taken too."""
     if isinstance(state, Tensor) and len(initial) == 1:
@@ -91,6 +102,8 @@ def check_state(state: Any, initial: Any) -> Any:
         raise ValueError(f"state must have the fields {', '.join(initial._fields)}")
     state = type(initial)(*state)
     for name, given, wanted in zip(initial._fields, state, initial, strict=True):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"state.{name} must be a tensor, not {type(given).__name__}")
         if given.shape != wanted.shape:
             raise ValueError(f"state.{name} must be {tuple(wanted.shape)}, not {tuple(given.shape)}")
     return state

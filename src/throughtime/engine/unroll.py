@@ -14,6 +14,7 @@ from throughtime.engine.sequence import (
     Sequence,
     check_input,
     check_lengths,
+    check_precision,
     check_resets,
     check_state,
     map_state,
@@ -61,7 +62,9 @@ def unroll(
         ``(y, final_state)``, or ``(y, final_state, states)`` with ``return_states``. y is (B, T, O).
 
     Raises:
-        ValueError: an argument's shape or type does not fit, or the backend cannot take the cell.
+        ValueError: an argument's shape or precision does not fit, the backend cannot take the cell, or its step returns
+            what no step may (an output or state of another shape, a state changed in place).
+        TypeError: x or a part of the state is no tensor.
 
     Warns:
         SlowPathWarning: once for each reason, where "auto" is left with the loop in plain PyTorch.
@@ -81,6 +84,7 @@ def unroll(
         return functional_call(_Unroll(cell), stand_ins, (x, state), options)
 
     check_input(x, cell.input_size)
+    check_precision(x, cell)
     lengths = check_lengths(lengths, x)
     resets = check_resets(resets, x)
     initial = cell.initial_state(x.shape[0])

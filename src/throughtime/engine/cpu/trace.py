@@ -13,7 +13,7 @@ from torch._decomp import get_decompositions
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from throughtime.cells.cell import Cell
+from throughtime.cells.cell import Cell, checked_step
 from throughtime.engine.cpu.graph import Graph, Node, evaluate
 
 aten = torch.ops.aten
@@ -48,7 +48,7 @@ class _Step(nn.Module):
         self.cell = cell
 
     def forward(self, x: Tensor, state: Any, noise: Any) -> tuple[Tensor, ...]:
-        y, new = self.cell.step(x, state) if noise is None else self.cell.step(x, state, noise)
+        y, new = checked_step(self.cell, x, state, noise)
         return (y, *new)
 
 
