@@ -21,6 +21,7 @@ from throughtime.learning.checkpoint import (
     write_checkpoint,
 )
 from throughtime.learning.randomness import random_state, restore_random_state
+from throughtime.learning.run_folder import refuse_overwriting
 from throughtime.learning.storage import json_bytes, read_json, read_tensors, tensor_bytes
 from toy_problem import Toy
 
@@ -319,3 +320,9 @@ def test_states_and_generators_come_back(tmp_path):
     drawn = [torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1), random.random()]
     restore_random_state(before)
     assert [torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1), random.random()] == drawn
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="may not be written to"):
+        refuse_overwriting(tmp_path / "deep" / "run", resume=False)

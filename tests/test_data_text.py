@@ -48,6 +48,14 @@ def test_a_character_cut_at_the_end_is_told(tmp_path: Path) -> None:
         list(read_chunks(path))
 
 
+def test_a_binary_file_in_a_folder_may_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.bin").write_bytes(b"\0\1")
+    with pytest.raises(UserError, match=r"b.bin.*zero byte.*or leave that file out with --glob or --exclude"):
+        list(TextSource(tmp_path).pieces())
+    assert [piece.text for piece in TextSource(tmp_path, exclude="*.bin").pieces()] == ["text"]
+
+
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 def test_a_binary_file_is_told_with_its_line(tmp_path: Path, chunk: int) -> None:
     path = tmp_path / "text"

@@ -221,7 +221,7 @@ def test_the_demo_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run
         (b"ab\ncd\xe9ef\n" * 50, "text:2: not UTF-8 at byte 5 .*convert it"),
         ("ab\ncd".encode("utf-16"), "UTF-16"),
         (b"short", "has 5 units, and one window takes 10: give a longer text or a smaller --window"),
-        (b"x", "units"),
+        (b"x", "the text has 1 unit"),
     ],
 )
 def test_a_text_that_will_not_do_is_told(content: bytes, told: str, trained: Path, tmp_path: Path, run: Run) -> None:
@@ -242,7 +242,7 @@ def test_a_text_that_will_not_do_is_told(content: bytes, told: str, trained: Pat
         ("--text text --field lines --document-separator x", "not both"),
         ("--text halves --field text", r"halves:2: field 'text' has half a character, \\ud83d"),
         ("--text text --document-separator ---", "the text is one document.*what stands between documents"),
-        ("--text text --batch-size 1000", "a batch of 1000 streams is more than the 450 units"),
+        ("--text text --batch-size 1000", "a batch of 1000 streams is more than the text has units, 450"),
         ("--text text --out text/run", "text is a file|Not a directory; check the folder"),
         ("--text text --cell lstmm", "cell 'lstmm' is unknown; `throughtime cells`"),
         ("--text text --unit letters", "choose one of char, word, bpe"),

@@ -53,12 +53,12 @@ class Streams:
             raise UserError(f"batch size and window must be at least 1, not {batch_size} and {window}")
         if len(numbers) < window + 1:
             raise UserError(
-                f"the text has {len(numbers)} units, and one window takes {window + 1}: "
+                f"the text has {_units(len(numbers))}, and one window takes {window + 1}: "
                 "give a longer text or a smaller --window"
             )
         if batch_size > len(numbers):
             raise UserError(
-                f"a batch of {batch_size} streams is more than the {len(numbers)} units of the text: "
+                f"a batch of {batch_size} streams is more than the text has units, {len(numbers)}: "
                 "give a longer text or a smaller --batch-size"
             )
         self.numbers = numbers
@@ -109,7 +109,7 @@ def side_by_side(numbers: Numbers, streams: int, window: int, warm_up: int) -> I
     """
     targets = len(numbers) - 1
     if targets < 1:
-        raise UserError(f"the text has {len(numbers)} units; at least 2 are needed to predict one from another")
+        raise UserError(f"the text has {_units(len(numbers))}; at least 2 are needed to predict one from another")
     streams = min(streams, targets)
     warm_up = 0 if streams == 1 else warm_up
     ends = np.arange(1, streams + 1) * targets // streams
@@ -134,3 +134,7 @@ def _padded(numbers: Numbers, start: int, stop: int) -> NDArray[np.int64]:
 
 def _window(inputs: Tensor, targets: Tensor, resets: Tensor, first: bool) -> Window:
     return Window(inputs, targets, resets if bool(resets.any()) else None, first, int((targets != IGNORED).sum()))
+
+
+def _units(count: int) -> str:
+    return f"{count} unit{'s' * (count != 1)}"

@@ -91,9 +91,14 @@ class TextSource:
         """The text in pieces of bounded size; empty documents are left out."""
         empty = True
         for path in self.files():
-            for piece in self._pieces_of(path):
-                empty = False
-                yield piece
+            try:
+                for piece in self._pieces_of(path):
+                    empty = False
+                    yield piece
+            except UserError as error:
+                if path == self.path:
+                    raise
+                raise UserError(f"{error}; or leave that file out with --glob or --exclude") from error
         if empty:
             raise UserError(f"{self.path}: empty; give a file with text in it")
 

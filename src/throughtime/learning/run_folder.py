@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,11 +72,15 @@ def refuse_overwriting(run: Path | str, resume: bool) -> None:
     """Nothing that was trained is ever overwritten unasked.
 
     Raises:
-        UserError: there is a run in the folder and ``resume`` is not asked for; or there is a file of that name.
+        UserError: there is a run in the folder and ``resume`` is not asked for; there is a file of that name; or
+            nothing can be written there, which is better known before the work than after it.
     """
     run = Path(run)
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; name a folder for the run")
+    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{nearest} may not be written to; name another folder for the run")
     if resume:
         return
     for name in (MODEL, CHECKPOINT):
