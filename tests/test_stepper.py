@@ -234,3 +234,35 @@ sys.exit(os.waitpid(child, 0)[1] or not same)
         [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+def rounded(cells):
+    """The same cells with the matrices rounded to bfloat16."""
+    for cell in cells:
+        with torch.no_grad():
+            for parameter in cell.parameters():
+                if parameter.dim() == 2:
+                    parameter.copy_(parameter.bfloat16())
+    return cells
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["elman", "lstm", "lstm-layernorm", "gru-cho", "own"])
+def test_weights_kept_as_bfloat16_are_rounded_and_nothing_else_is(name, batch):
+    torch.manual_seed(6)
+    cells = stacked(name, (9, 40, 21), torch.float32)
+    x = torch.randn(batch, 6, 9)
+    exact, _ = unrolled(cells, x, [None, None], "cpu")
+    y = stepped(Stepper(cells, batch, weights=torch.bfloat16), x)
+    assert torch.equal(y, unrolled(rounded(cells), x, [None, None], "cpu")[0])
+    assert not torch.equal(y, exact)
+
+
+def test_what_cannot_be_rounded_is_told():
+    net = tt.Recurrent(tt.cells.GRU, 3, 5)
+    with pytest.raises(ValueError, match=r"kept as they are, or as torch\.bfloat16"):
+        net.stepper(weights=torch.float16)
+    with pytest.raises(ValueError, match="only kernels"):
+        net.stepper(weights=torch.bfloat16, backend="reference")
+    with pytest.raises(ValueError, match=r"not from torch\.float64"):
+        net.double().stepper(weights=torch.bfloat16)

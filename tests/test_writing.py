@@ -17,6 +17,8 @@ from throughtime.engine.sampling import draw, probabilities, uniforms
 from throughtime.errors import UserError
 from throughtime.tasks.decoding import Free, sample, sample_natively
 from throughtime.tasks.form import Form
+from throughtime.tasks.language import LanguageModel
+from throughtime.tasks.language_settings import Settings
 from throughtime.tasks.network import NextUnit
 
 CUTS: list[dict[str, Any]] = [
@@ -220,6 +222,38 @@ def test_weights_that_are_no_numbers_are_told() -> None:
 def test_cells_without_kernels_do_not_write_natively_and_it_is_told() -> None:
     with pytest.warns(tt.SlowPathWarning, match="LRU: its state is complex"):
         assert model(9, "lru").writer([3]) is None
+
+
+def language_model(size: int, **options: Any) -> LanguageModel:
+    vocabulary = Characters("abcdefghijkl"[:size])
+    network = model(vocabulary.size, dtype=torch.float32, **options)
+    return LanguageModel(network, vocabulary, Settings(), documents=False)
+
+
+def test_rounded_weights_write_what_a_rounded_network_writes() -> None:
+    plain = language_model(10, hidden=40, tied=True)
+    text = "".join(plain.generate("a", length=80, weights=torch.bfloat16))
+    exact = "".join(plain.generate("a", length=80))
+    network = plain.network
+    network.output.weight = torch.nn.Parameter(network.output.weight.detach().clone())  # no longer the embedding's
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.dim() == 2 and name != "embedding.weight":
+                parameter.copy_(parameter.bfloat16())
+    assert "".join(plain.generate("a", length=80)) == text != exact
+
+
+def test_rounding_that_cannot_be_is_told() -> None:
+    plain = language_model(10)
+    with pytest.raises(UserError, match="beam search"):
+        plain.generate("a", beam=2, weights=torch.bfloat16)
+    with pytest.raises(UserError, match=r"not as torch\.float16"):
+        list(plain.generate("a", weights=torch.float16))
+    plain.network.double()
+    with pytest.raises(UserError, match=r"not from torch\.float64"):
+        list(plain.generate("a", weights=torch.bfloat16))
+    with pytest.raises(UserError, match="only kernels"):
+        list(language_model(10, cell="lru").generate("a", weights=torch.bfloat16))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks as Linux does")

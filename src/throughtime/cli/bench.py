@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +16,9 @@ from rich.table import Table
 
 from throughtime.cli.app import root
 from throughtime.errors import UserError
+
+if TYPE_CHECKING:
+    from throughtime.bench import Comparison
 
 _PIPE_WIDTH = 140  # columns where there is no terminal to ask
 
@@ -24,7 +29,7 @@ def bench(
     size: Annotated[
         list[str] | None, typer.Option(help="B,T,H, as often as there are sizes; a grid unless given.")
     ] = None,
-    only: Annotated[str, typer.Option(help="training or forward; both unless given.")] = "",
+    only: Annotated[str, typer.Option(help="training, forward, writing or streaming; all unless given.")] = "",
     seconds: Annotated[float, typer.Option(min=0.01, help="For each pair at each size.")] = 1.0,
     threads: Annotated[int, typer.Option(min=0, help="Of PyTorch; 0 for as many as it takes by itself.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="A file (.png, .svg) for a figure of the ratios.")] = None,
@@ -33,23 +38,30 @@ def bench(
     """Time the compiled backend against torch.nn and plain loops, turn by turn."""
     import torch
 
-    from throughtime.bench import GRID, compare, comparisons, machine, peak, point_named, summary
+    from throughtime.bench import GRID, compare, comparisons, machine, missing, peak, point_named, streams, summary
 
-    if only not in ("", "training", "forward"):
-        raise UserError(f"--only is training or forward, not {only!r}")
+    if only not in ("", "training", "forward", "writing", "streaming"):
+        raise UserError(f"--only is training, forward, writing or streaming, not {only!r}")
+    if only in ("writing", "streaming") and (cells or size):
+        raise UserError(f"{only} is measured at set sizes; leave out --cells and --size")
     if threads:
         torch.set_num_threads(threads)
-    plan = comparisons(
-        [name.strip() for name in cells.split(",") if name.strip()],
-        [point_named(text) for text in size] if size else GRID,
-        whats=(only,) if only else ("training", "forward"),
-    )
+    plan: list[Callable[[float], Comparison]] = []
+    if only not in ("writing", "streaming"):
+        compared = comparisons(
+            [name.strip() for name in cells.split(",") if name.strip()],
+            [point_named(text) for text in size] if size else GRID,
+            whats=(only,) if only else ("training", "forward"),
+        )
+        plan += [functools.partial(compare, *these) for these in compared]
     console = Console(stderr=True)
+    if only not in ("training", "forward") and not cells and not size:
+        plan += [stream.time for stream in streams(only)]
+        reason = missing()
+        if reason is not None and only != "streaming":
+            console.print(reason, markup=False, highlight=False, soft_wrap=True)
     ceiling = peak()
-    results = [
-        compare(subject, point, what, seconds)
-        for subject, point, what in track(plan, "measuring", console=console, disable=not console.is_terminal)
-    ]
+    results = [time(seconds) for time in track(plan, "measuring", console=console, disable=not console.is_terminal)]
     here, rows = machine(), list(summary(results))
     if figure is not None:
         from throughtime.bench.figure import draw

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from throughtime.cells.cell import Cell
+from throughtime.cells.cell import Cell, check_size
 from throughtime.cells.wrappers import LearnedInitialState, check_probability
 from throughtime.engine import unroll
 from throughtime.engine.stepper import Stepper
@@ -63,21 +63,25 @@ class Recurrent(nn.Module):
         **cell_options: Any,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, not {num_layers!r}")
-        sizes = [hidden_size] * num_layers if isinstance(hidden_size, int) else list(hidden_size)
+        num_layers = check_size(num_layers, "num_layers")
+        sizes = list(hidden_size) if isinstance(hidden_size, Sequence) else [hidden_size] * num_layers
         if len(sizes) != num_layers:
             raise ValueError(f"{len(sizes)} hidden sizes for {num_layers} layers")
         if merge not in MERGES:
             raise ValueError(f"merge must be one of {', '.join(MERGES)}, not {merge!r}")
-        self.input_size = input_size
+        self.input_size = check_size(input_size, "input_size")
         self.num_layers = num_layers
         self.bidirectional = bidirectional
         self.dropout = check_probability(dropout, "dropout", below_one=True)
         self.merge = merge
 
+        if not callable(cell_class) or isinstance(cell_class, nn.Module):
+            raise TypeError(f"cell_class must be a class of cells, as throughtime.cells.LSTM is, not {cell_class!r}")
+
         def make(size_in: int, size: int) -> Cell:
             cell = cell_class(size_in, size, **cell_options)
+            if not isinstance(cell, Cell):
+                raise TypeError(f"cell_class must make a throughtime.Cell, not {type(cell).__name__}")
             return LearnedInitialState(cell) if learned_initial_state else cell
 
         forward_cells: list[Cell] = []
@@ -165,7 +169,7 @@ class Recurrent(nn.Module):
             finals.append(final)
         return x, tuple(finals)
 
-    def stepper(self, batch_size: int = 1, *, backend: str = "auto") -> Stepper:
+    def stepper(self, batch_size: int = 1, *, backend: str = "auto", weights: torch.dtype | None = None) -> Stepper:
         """What takes many single steps fast, for inference: it holds the state, and the weights ready for use.
 
         >>> from throughtime.cells import GRU
@@ -186,7 +190,8 @@ class Recurrent(nn.Module):
             raise ValueError("a bidirectional network cannot stream: its backward half begins at the end")
         if self.training and self.dropout and self.num_layers > 1:
             raise ValueError("a stepper drops no outputs between layers; call eval() first")
-        return Stepper([cast(Cell, cell) for cell in self.forward_cells], batch_size, backend=backend)
+        cells = [cast(Cell, cell) for cell in self.forward_cells]
+        return Stepper(cells, batch_size, backend=backend, weights=weights)
 
     def _directions(self, k: int, state: Any) -> list[tuple[Cell, Any, bool]]:
         forward = cast(Cell, self.forward_cells[k])

@@ -46,7 +46,7 @@ from throughtime.tasks.measuring import Evaluation, loss_of, measure
 from throughtime.tasks.network import NextUnit
 
 JOB = "language"
-TRAINING = Training(minutes=3, optimizer="adam", learning_rate=0.004, schedule="cosine")  # the usual one of this job
+TRAINING = Training(minutes=3, learning_rate=0.004, rmsprop_decay=0.99, schedule="cosine")  # the usual one of this job
 ITEMS = {"char": "characters", "word": "words", "bpe": "sub-words"}
 _WARM_UP = 256  # units that a stream of the validation reads before what it counts
 _STREAMS = 32  # of the validation
@@ -103,6 +103,7 @@ class LanguageModel:
         top_p: float | None = None,
         seed: int = 1,
         beam: int | None = None,
+        weights: torch.dtype | None = None,
     ) -> Iterator[str]:
         """Writes on from a prompt, piece after piece.
 
@@ -115,9 +116,15 @@ class LanguageModel:
             top_p: draw from the fewest units whose chances sum to p.
             seed: of the draws.
             beam: width of a beam search for the likeliest text, in place of drawing.
+            weights: torch.bfloat16 keeps matrices rounded to it while it writes, the embedding's aside: large models
+                write faster, and each weight is off by at most 1/256 of itself.
 
         Raises:
-            UserError: the prompt has unknown units or does not fit the form; a setting is out of range.
+            UserError: the prompt has unknown units or does not fit the form; a setting is out of range; there are no
+                kernels for rounded weights.
+
+        Warns:
+            SlowPathWarning: there are no kernels for this model, and it writes step by step in plain PyTorch.
         """
         _check_generation(length, temperature, top_k, top_p, beam)
         numbers, missing = self.vocabulary.prompt(prompt)
@@ -132,9 +139,13 @@ class LanguageModel:
             mask[UNKNOWN], mask[DOCUMENT] = False, self.documents
             rule = Free(mask, length, DOCUMENT)
         context = numbers if prompt and form is None and not self.documents else [self._start(), *numbers]
-        return self._written(context, rule, beam, seed, temperature=temperature, top_k=top_k, top_p=top_p)
+        if beam is not None and weights is not None:
+            raise UserError("a beam search is made with the weights as they are; leave the rounding out")
+        return self._written(context, rule, beam, seed, weights, temperature=temperature, top_k=top_k, top_p=top_p)
 
-    def _written(self, context: list[int], rule: Rule, beam: int | None, seed: int, **cut: Any) -> Iterator[str]:
+    def _written(
+        self, context: list[int], rule: Rule, beam: int | None, seed: int, weights: torch.dtype | None, **cut: Any
+    ) -> Iterator[str]:
         write = self.vocabulary.writer()
         for number in context:
             write(number)  # a prompt may end within a character's bytes
@@ -142,18 +153,26 @@ class LanguageModel:
         if beam is not None:
             numbers: Iterable[int] = beam_search(self._step, context, rule, beam)
         else:
-            numbers = self._drawn(context, rule, torch.Generator().manual_seed(seed), cut)
+            numbers = self._drawn(context, rule, torch.Generator().manual_seed(seed), weights, cut)
         for number in numbers:
             yield write(number)
 
-    def _drawn(self, context: list[int], rule: Rule, generator: torch.Generator, cut: dict[str, Any]) -> Iterator[int]:
+    def _drawn(
+        self,
+        context: list[int],
+        rule: Rule,
+        generator: torch.Generator,
+        weights: torch.dtype | None,
+        cut: dict[str, Any],
+    ) -> Iterator[int]:
         """By one native call for many units where the kernels take the cells; else step by step."""
-        writer = self.network.writer(context)
-        return (
-            sample(self._step, context, rule, generator, **cut)
-            if writer is None
-            else sample_natively(writer, rule, generator, **cut)
-        )
+        try:
+            writer = self.network.writer(context, weights)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if writer is None:
+            return sample(self._step, context, rule, generator, **cut)
+        return sample_natively(writer, rule, generator, **cut)
 
     def _step(self, numbers: Tensor, state: Any) -> tuple[Tensor, Any]:
         device = self.network.embedding.weight.device
@@ -182,7 +201,7 @@ def train(
         text: a file or a folder.
         out: the folder of the run.
         settings: what is read and built.
-        training: how long and how; three minutes of Adam along a cosine unless given.
+        training: how long and how; three minutes of RMSprop along a cosine unless given.
         resume: go on with the run in ``out``, where there is one.
 
     Raises:

@@ -13,7 +13,7 @@ from throughtime.cells import Cell
 from throughtime.cells.catalogue import cell_named
 from throughtime.data import IGNORED
 from throughtime.engine.cpu.writing import Writer
-from throughtime.engine.stepper import step_refusal, warn_slow
+from throughtime.engine.stepper import rounds, step_refusal, warn_slow
 from throughtime.layers import Recurrent
 
 BLOCK = 1 << 24  # logits that are in memory together, at most
@@ -93,8 +93,14 @@ class NextUnit(nn.Module):
         y, state = self.recurrent.step(self.embedding_dropout(self.embedding(numbers)), state)
         return self.output(self.between(self.dropout(y))), state
 
-    def writer(self, context: Sequence[int]) -> Writer | None:
+    def writer(self, context: Sequence[int], weights: torch.dtype | None = None) -> Writer | None:
         """What writes on from a context natively, or None, with a word why, where the kernels cannot take the cells.
+
+        Args:
+            weights: as `throughtime.engine.stepper.Stepper` has it.
+
+        Raises:
+            ValueError: as there.
 
         Warns:
             SlowPathWarning: it cannot.
@@ -108,11 +114,12 @@ class NextUnit(nn.Module):
             why = "a hook on one of its parts has to be called"
         else:
             why = step_refusal(cells)
+        half = rounds(weights, cells, why)
         if why is not None:
             warn_slow(why)
             return None
         linears = [part for part in (self.between, self.output) if isinstance(part, nn.Linear)]
-        writer = Writer(cells, self.embedding, linears)
+        writer = Writer(cells, self.embedding, linears, half=half)
         *before, writer.number = context
         if before:
             with torch.inference_mode():

@@ -102,6 +102,7 @@ class _Kernel:
         self.scratch: dict[str, tuple[str, int]] = {}  # address and distance of rows
         self.states: dict[str, tuple[str, str]] = {}  # slots of the addresses: state in, state out
         self.block: dict[str, int] = {}  # distance of rows
+        self.product_name: Callable[..., str] = gemm_name
         self.place_scratch()
 
     # words
@@ -269,7 +270,7 @@ class _Kernel:
             first = f.div(f.mul(self.part, panels), self.parts)
             last = f.div(f.mul(f.add(self.part, 1), panels), self.parts)
         f.run(
-            gemm_name(self.t, add=add),
+            self.product_name(self.t, add=add),
             ("ptr", a), ("i64", str(a_stride)), ("ptr", self.packs[pack]), ("ptr", c), ("i64", str(c_stride)),
             ("i64", rows), ("i64", str(depth)), ("i64", first), ("i64", last),
         )  # fmt: skip

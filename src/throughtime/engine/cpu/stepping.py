@@ -20,6 +20,7 @@ from throughtime.engine.cpu import threads
 from throughtime.engine.cpu.backend import Prepared, prepare
 from throughtime.engine.cpu.emit import Function, Module
 from throughtime.engine.cpu.gemm import panel_width, provide_gemm
+from throughtime.engine.cpu.half import declare_half, half_gemm_name, halved, provide_half
 from throughtime.engine.cpu.kernels import REAL, Kernels, equal_rows
 from throughtime.engine.cpu.lower import SIGNATURE, Layout, Words, _Kernel, new_module, rounded
 from throughtime.engine.cpu.machine import Code, assemble, target_for
@@ -29,11 +30,12 @@ from throughtime.engine.cpu.schedule import Product
 WORK_TO_SHARE = 1 << 19  # numbers of the matrices: with fewer, a step is too little to be worth a meeting of threads
 
 
-def write_step(module: Module, program: Program, *, given: bool) -> Layout:
+def write_step(module: Module, program: Program, *, given: bool, half: bool) -> Layout:
     """The kernel ``step``.
 
     Buffers outside: "x"; the output "out.0"; "from.F" and "to.F", the states before and after. ``given``: for one row,
-    products of the input are not made but read where "given.K" says, K their place among the program's.
+    products of the input are not made but read where "given.K" says, K their place among the program's. ``half``: the
+    matrices are bfloat16.
     """
     forward, fields = program.forward, program.step.fields
     outside = [name for name in input_widths(program.step) if not name.startswith("state.")]
@@ -46,6 +48,9 @@ def write_step(module: Module, program: Program, *, given: bool) -> Layout:
     layout = Layout(module.target, outside, program.step.vectors, list(dict.fromkeys(packs)), [])
     with module.function("step", SIGNATURE) as f:
         k = _Kernel(f, layout, program, forward.body)
+        if half:
+            declare_half(module)
+            k.product_name = half_gemm_name
         for name in fields:
             for slot, side in zip(k.states[name], ("from", "to"), strict=True):
                 f.set(slot, "ptr", k.outside[f"{side}.{name}"][0])
@@ -65,27 +70,35 @@ def write_step(module: Module, program: Program, *, given: bool) -> Layout:
     return layout
 
 
-def compiled_step(prepared: Prepared, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, given: bool) -> Kernels:
+def compiled_step(
+    prepared: Prepared, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, *, given: bool, half: bool
+) -> Kernels:
     """The kernel of a step, from memory where it has been compiled."""
-    key = ("step", dtype, given)
+    key = ("step", dtype, given, half)
     if key not in prepared.kernels:
         target = target_for(REAL[dtype])
         provide_gemm(target)
+        if half:
+            provide_half()
         step = prepared.step
         program = build(step, shapes, outputs=(step.y,), wanted=frozenset(), backward=False)
         module = new_module(target)
-        layout = write_step(module, program, given=given)
+        layout = write_step(module, program, given=given, half=half)
         code = assemble(module.text())
         prepared.kernels[key] = Kernels(program, target, code.address("step"), layout, 0, None, code)
     return prepared.kernels[key]
 
 
-def in_panels(matrix: Tensor, panel: int) -> Tensor:
-    """A matrix (N, K) as products read it: for each panel of columns, K rows of so many numbers, zeros past the end."""
+def in_panels(matrix: Tensor, panel: int, *, half: bool = False) -> Tensor:
+    """A matrix (N, K) as products read it: for each panel of columns, K rows of so many numbers, zeros past the end.
+
+    ``half``: as those of bfloat16 do.
+    """
     rows, depth = matrix.shape
     padded = matrix.new_zeros(rounded(rows, panel), depth)
     padded[:rows] = matrix
-    return aligned(padded.view(-1, panel, depth).transpose(1, 2))
+    panels = padded.view(-1, panel, depth).transpose(1, 2)
+    return aligned(halved(panels, target_for("float").lanes) if half else panels)
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -101,7 +114,7 @@ def aligned(tensor: Tensor) -> Tensor:
 class Layer:
     """A compiled cell for so many rows, its weights in panels, its state and its output."""
 
-    def __init__(self, cell: Cell, rows: int, dtype: torch.dtype, *, given: bool = False) -> None:
+    def __init__(self, cell: Cell, rows: int, dtype: torch.dtype, *, given: bool, half: bool) -> None:
         prepared = prepare(cell, None)
         assert isinstance(prepared, Prepared)
         step = prepared.step
@@ -111,12 +124,15 @@ class Layer:
             made = [part.detach().contiguous() for part in step.prologue(*(t.detach() for t in tensors.values()))]
             initial = cell.initial_state(rows)
         self.vectors, self.matrices = made[: step.vectors], made[step.vectors :]
-        kernels = compiled_step(prepared, tuple((m.shape[0], m.shape[1]) for m in self.matrices), dtype, given)
+        if half:
+            self.matrices = [matrix.to(torch.bfloat16).to(dtype) for matrix in self.matrices]
+        shapes = tuple((m.shape[0], m.shape[1]) for m in self.matrices)
+        kernels = compiled_step(prepared, shapes, dtype, given=given, half=half)
         self.kernel, self.layout, self.program = kernels.forward, kernels.forward_layout, kernels.program
         self.kernels, self.state_type, self.rows = kernels, type(initial), rows
         layout, panel = self.layout, panel_width(kernels.target)
         self.panels = {
-            pack: in_panels(self.matrices[pack[0]].T if pack[1] else self.matrices[pack[0]], panel)
+            pack: in_panels(self.matrices[pack[0]].T if pack[1] else self.matrices[pack[0]], panel, half=half)
             for pack in layout.packs
         }
         self.work = sum(panels.numel() for panels in self.panels.values())
@@ -166,8 +182,10 @@ class Stack:
     """Layers one upon another, for so many rows; each takes the output of the one below."""
 
     @torch.inference_mode(False)  # its buffers outlive such a mode
-    def __init__(self, cells: Sequence[Cell], rows: int, dtype: torch.dtype, *, given: bool = False) -> None:
-        self.layers = [Layer(cell, rows, dtype, given=given and k == 0) for k, cell in enumerate(cells)]
+    def __init__(
+        self, cells: Sequence[Cell], rows: int, dtype: torch.dtype, *, given: bool = False, half: bool = False
+    ) -> None:
+        self.layers = [Layer(cell, rows, dtype, given=given and k == 0, half=half) for k, cell in enumerate(cells)]
         for below, layer in zip(self.layers, self.layers[1:], strict=False):
             for words in layer.words:
                 place(words, layer.layout, "x", below.output)

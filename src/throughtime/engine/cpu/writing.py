@@ -19,6 +19,7 @@ from throughtime.engine.cpu import threads
 from throughtime.engine.cpu.choosing import choose_name, choosing_lanes, declare_choosing, provide_choosing
 from throughtime.engine.cpu.emit import Function
 from throughtime.engine.cpu.gemm import GEMM, gemm_name, panel_width, provide_gemm
+from throughtime.engine.cpu.half import declare_half, half_gemm_name, provide_half
 from throughtime.engine.cpu.kernels import REAL
 from throughtime.engine.cpu.lower import SIGNATURE, new_module, rounded
 from throughtime.engine.cpu.machine import Code, assemble, target_for
@@ -68,9 +69,13 @@ class Writer:
         cells: each takes the output of the one before.
         embedding: of numbers to the first cell's input.
         linears: from the last cell's output to the logits, one after another.
+        half: matrices are kept rounded to bfloat16, all but the embedding; the cells are float32.
     """
 
-    def __init__(self, cells: Sequence[Cell], embedding: nn.Embedding, linears: Sequence[nn.Linear]) -> None:
+    def __init__(
+        self, cells: Sequence[Cell], embedding: nn.Embedding, linears: Sequence[nn.Linear], *, half: bool = False
+    ) -> None:
+        self._half = half
         self._cells, self._embedding, self._linears = list(cells), embedding, list(linears)
         self.number = 0  # what is read next
         self._build()
@@ -82,8 +87,8 @@ class Writer:
         dtype = table.dtype
         size = self._linears[-1].out_features
         given = table.shape[0] <= UNITS_TO_LOOK_UP
-        self.stack = Stack(self._cells, 1, dtype, given=given)
-        self._code = write(dtype)
+        self.stack = Stack(self._cells, 1, dtype, given=given, half=self._half)
+        self._code = write(dtype, self._half)
         self._function = self._code.address("write")
         target = target_for(REAL[dtype])
         panel = panel_width(target)
@@ -108,7 +113,7 @@ class Writer:
         source = self.stack.layers[-1].output
         for k, linear in enumerate(self._linears):
             weight = linear.weight.detach()
-            panels = in_panels(weight, panel)
+            panels = in_panels(weight, panel, half=self._half)
             bias = aligned(torch.zeros(rounded(weight.shape[0], panel), dtype=dtype))
             if linear.bias is not None:
                 bias[: weight.shape[0]] = linear.bias.detach()
@@ -184,13 +189,17 @@ def products(rows: Tensor, matrix: Tensor, panel: int) -> Tensor:
 
 
 @functools.cache
-def write(dtype: torch.dtype) -> Code:
+def write(dtype: torch.dtype, half: bool) -> Code:
     """``write(words, number, hands)``, for all models of a precision."""
     target = target_for(REAL[dtype])
     provide_gemm(target)
+    if half:
+        provide_half()
     provide_choosing()
     module = new_module(target)
     declare_choosing(module, target.real)
+    if half:
+        declare_half(module)
     with module.function("write", SIGNATURE) as f:
         announce_meeting(f)
         turn, written, going = f.slot("i64", word(f, StepWords.TURN)), f.slot("i64", "0"), f.slot("i64", "1")
@@ -205,7 +214,7 @@ def write(dtype: torch.dtype) -> Code:
             forever.unless(f.compare("ne", f.get(going, "i64"), 0))
             emit_layers(f, f.get(turn, "i64"))
             f.set(turn, "i64", f.sub(1, f.get(turn, "i64")))
-            _linears(f)
+            _linears(f, half)
             result = f.at(pointer(f, WriteWords.NUMBERS), unit, "i64")
             with f.when(one):
                 _choose(f, unit, result)
@@ -235,7 +244,7 @@ def _feed(f: Function, number: str) -> None:
             f.line(f"store i64 {address}, ptr {to}, align 8")
 
 
-def _linears(f: Function) -> None:
+def _linears(f: Function, half: bool) -> None:
     """One linear map after another; threads split the panels."""
     t = f.target
     linears, panel = pointer(f, WriteWords.LINEARS), panel_width(t)
@@ -248,7 +257,7 @@ def _linears(f: Function) -> None:
         with f.loop(f.mul(first, panel), f.mul(last, panel), t.lanes) as column:
             f.vstore(f.vload(f.at(bias, column)), f.at(result, column))
         f.run(
-            gemm_name(t, add=True),
+            half_gemm_name(t, add=True) if half else gemm_name(t, add=True),
             ("ptr", source), ("i64", "0"), ("ptr", panels), ("ptr", result), ("i64", "0"), ("i64", "1"),
             ("i64", depth), ("i64", first), ("i64", last),
         )  # fmt: skip
