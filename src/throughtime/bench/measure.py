@@ -45,8 +45,13 @@ def machine() -> Machine:
     return Machine(name, instruction_set(), torch.get_num_threads(), torch.__version__)
 
 
-def interleaved(functions: Sequence[Callable[[], object]], seconds: float, least: int = 5) -> list[float]:
-    """The median seconds of each function, run turn by turn for about so many seconds, at least ``least`` turns."""
+def interleaved(
+    functions: Sequence[Callable[[], object]], seconds: float, least: int = 5, rest: float = 0.0
+) -> list[float]:
+    """The median seconds of each function, run turn by turn for about so many seconds, at least ``least`` turns.
+
+    ``rest``: seconds to wait before each, for threads that look out for work after the one before to go to sleep.
+    """
     for function in functions:  # compiles, and fills caches
         function()
         function()
@@ -54,6 +59,7 @@ def interleaved(functions: Sequence[Callable[[], object]], seconds: float, least
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < least:
         for function, taken in zip(functions, times, strict=True):
+            time.sleep(rest)
             start = time.perf_counter()
             function()
             taken.append(time.perf_counter() - start)

@@ -18,10 +18,12 @@ from throughtime.layers import Recurrent
 from throughtime.tasks.decoding import Free, sample_natively
 from throughtime.tasks.network import NextUnit
 
-UNITS = 200  # written, or steps made, in one timing
+UNITS = 1000  # written in one timing
+STEPS = 200  # made of a stream in one timing
 VOCABULARY = 65
 WRITERS = ((1, 128), (2, 256), (2, 512))  # layers, hidden units and as many features
 STREAM = 128
+_REST = 0.05  # seconds, so that neither's waiting threads hold a core that the other needs
 _CHECKED = 20  # units of a text that have to be the same
 
 
@@ -79,7 +81,7 @@ def writing(layers: int, hidden: int, seconds: float) -> Comparison:
 
     if mine()[:_CHECKED] != others()[:_CHECKED]:
         raise RuntimeError(f"what is written at {layers}x{hidden} differs from ONNX Runtime's; not timed")
-    taken = interleaved([mine, others], seconds)
+    taken = interleaved([mine, others], seconds, rest=_REST)
     work = 2.0 * UNITS * (layers * 4 * hidden * 2 * hidden + hidden * VOCABULARY)
     name = "LSTM" if layers == 1 else f"{layers} layers of LSTM"
     return Comparison("writing", name, "ONNX Runtime", Point(1, UNITS, hidden), taken[0], taken[1], work)
@@ -95,7 +97,7 @@ def streaming(peer: str, hidden: int, seconds: float) -> Comparison:
     net = Recurrent(LSTM, hidden, hidden).eval()
     cell: Any = net.forward_cells[0]
     stepper = net.stepper()
-    x = torch.randn(UNITS, 1, hidden)
+    x = torch.randn(STEPS, 1, hidden)
     weights = [cell.input.weight, cell.recurrent.weight, cell.input.bias, torch.zeros(4 * hidden)]
     other = nn.LSTMCell(hidden, hidden) if peer == "nn.LSTMCell" else nn.LSTM(hidden, hidden)
     with torch.no_grad():
@@ -121,9 +123,9 @@ def streaming(peer: str, hidden: int, seconds: float) -> Comparison:
 
     if not torch.allclose(ours(), others().reshape(1, hidden), rtol=1e-3, atol=1e-4):
         raise RuntimeError(f"a stream of {hidden} units differs from {peer}; not timed")
-    taken = interleaved([ours, others], seconds)
-    work = 2.0 * UNITS * 8 * hidden * hidden
-    return Comparison("streaming", "LSTM", peer, Point(1, UNITS, hidden), taken[0], taken[1], work)
+    taken = interleaved([ours, others], seconds, rest=_REST)
+    work = 2.0 * STEPS * 8 * hidden * hidden
+    return Comparison("streaming", "LSTM", peer, Point(1, STEPS, hidden), taken[0], taken[1], work)
 
 
 class _OnnxWriter:
