@@ -117,6 +117,9 @@ class Function:
     def minimum(self, a: str | int, b: str | int) -> str:
         return self.call("llvm.smin.i64", "i64", ("i64", str(a)), ("i64", str(b)))
 
+    def maximum(self, a: str | int, b: str | int) -> str:
+        return self.call("llvm.smax.i64", "i64", ("i64", str(a)), ("i64", str(b)))
+
     def compare(self, relation: str, a: str, b: str | int) -> str:
         return self.let(f"icmp {relation} i64 {a}, {b}")
 

@@ -30,7 +30,7 @@ class Words:
 
 
 GRADIENT_DEPTH = 240  # rows (sequence, step) that are packed for one pass over a matrix gradient
-GRADIENT_ROWS = 96  # rows of one pass over an input gradient
+GRADIENT_ROWS = 256  # most rows of one pass over an input gradient
 
 
 @dataclass
@@ -630,29 +630,37 @@ def _pass_on(k: _Kernel, count: str) -> None:
 def _input_gradients(k: _Kernel, backward: Backward) -> None:
     """Derivatives by inputs: derivatives by products times matrices, in blocks of rows, dealt out to the threads."""
     f, panel = k.f, panel_width(k.t)
+    share = f.div(f.mul(k.rows, k.steps), f.mul(k.hands, 4))  # each thread is to have a few blocks, of one size
+    most = f.minimum(f.maximum(share, GRADIENT_ROWS // 8), GRADIENT_ROWS)
     for name in dict.fromkeys(p.name for p in backward.input_products):
         terms = [p for p in backward.input_products if p.name == name]
         width = k.program.matrix_shapes[terms[0].matrix][1]
-        stride = rounded(width, panel)
+        in_place = width % panel == 0 and name not in backward.written_in_loop  # else a tile would write too much
         base, by_sequence, by_step = k.outside["derivatives"]
+        stride = k.outside[f"grad.{name}"][2] if in_place else str(rounded(width, panel))
         turn = f.slot("i64")
         f.set(turn, "i64", "0")
         with f.loop("0", k.rows) as b:
             length = k.length(b)
-            with f.loop("0", length, GRADIENT_ROWS) as t:
+            blocks = f.maximum(f.div(f.sub(f.add(length, most), 1), most), "1")
+            block = f.maximum(f.div(f.sub(f.add(length, blocks), 1), blocks), "1")
+            with f.loop("0", length, block) as t:
                 now = f.get(turn, "i64")
                 f.set(turn, "i64", f.add(now, 1))
                 with f.when(f.compare("eq", f.mod(now, k.hands), "%number")):
-                    rows = f.minimum(f.sub(length, t), GRADIENT_ROWS)
+                    rows = f.minimum(f.sub(length, t), block)
                     source = f.at(base, f.add(f.mul(b, by_sequence), f.mul(t, by_step)))
+                    destination = k.outside_row(f"grad.{name}", b, t) if in_place else k.thread_base
                     for number, term in enumerate(terms):
                         k.gemm(
-                            f.at(source, term.column), by_step, (term.matrix, True), k.thread_base, stride, rows,
+                            f.at(source, term.column), by_step, (term.matrix, True), destination, stride, rows,
                             term.width, width, add=number > 0, split=False,
                         )  # fmt: skip
-                    with f.loop("0", rows) as r:
-                        to = k.outside_row(f"grad.{name}", b, f.add(t, r))
-                        _move(k, f.at(k.thread_base, f.mul(r, stride)), to, width, name in backward.written_in_loop)
+                    if not in_place:
+                        with f.loop("0", rows) as r:
+                            to = k.outside_row(f"grad.{name}", b, f.add(t, r))
+                            row = f.at(k.thread_base, f.mul(r, stride))
+                            _move(k, row, to, width, name in backward.written_in_loop)
 
 
 def _move(k: _Kernel, source: str, destination: str, width: int, add: bool) -> None:

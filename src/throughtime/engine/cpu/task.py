@@ -23,6 +23,7 @@ from throughtime.engine.cpu.kernels import (
     gradient_buffers,
     rows_of,
 )
+from throughtime.engine.cpu.pages import in_large_pages
 from throughtime.engine.cpu.program import Program, build
 from throughtime.engine.cpu.trace import Step
 from throughtime.engine.sequence import Sequence
@@ -95,8 +96,7 @@ class Task:
         inputs, state, vectors, matrices = self.split(arguments)
         batch, steps, x = self.batch_size, self.steps, inputs["x"]
         ragged = self.lengths is not None
-        make = x.new_zeros if ragged else x.new_empty
-        outputs = [make(batch, steps, width) for width in forward.outputs]
+        outputs = [_made(x, ragged, batch, steps, width) for width in forward.outputs]
         finals = [torch.empty_like(field) for field in state]
         placed = {name: by_step(tensor) for name, tensor in inputs.items()}
         placed |= {f"out.{k}": by_step(tensor) for k, tensor in enumerate(outputs)}
@@ -104,11 +104,11 @@ class Task:
         for name, first, final in zip(self.fields, state, finals, strict=True):
             placed[f"first.{name}"], placed[f"final.{name}"] = by_sequence(first), by_sequence(final)
             if forward.keeps_states:
-                path = x.new_empty(batch, steps + 1, first.shape[1])
+                path = _made(x, False, batch, steps + 1, first.shape[1])
                 self._place_path(placed, name, path)
                 kept.append(path)
         if forward.keeps_states:
-            kept.append(x.new_empty(batch, steps, forward.saved))
+            kept.append(_made(x, False, batch, steps, forward.saved))
             placed["saved"] = by_step(kept[-1])
         call(kernels.forward, kernels.forward_layout, self.rows, placed, vectors, matrices, [])
         return (*outputs, *finals), kept
@@ -139,11 +139,10 @@ class Task:
         firsts = [torch.empty_like(field) for field in state]
         for name, d, made in zip(self.fields, hold[self.outputs :], firsts, strict=True):
             placed[f"d.final.{name}"], placed[f"d.first.{name}"] = by_sequence(d), by_sequence(made)
-        make = x.new_zeros if ragged else x.new_empty
-        grads = {name: make(batch, steps, inputs[name].shape[2]) for name in backward.inputs}
+        grads = {name: _made(x, ragged, batch, steps, inputs[name].shape[2]) for name in backward.inputs}
         placed |= {f"grad.{name}": by_step(grad) for name, grad in grads.items()}
         # rows are read in tiles, a few numbers past their end
-        spare = x.new_empty(batch * steps * backward.derivatives + 64)
+        spare = _made(x, False, batch * steps * backward.derivatives + 64)
         stride = steps * backward.derivatives
         placed["derivatives"] = (spare.data_ptr(), stride, backward.derivatives)
         sums = x.new_zeros(batch, backward.sums)
@@ -164,6 +163,11 @@ class Task:
             known = matrix_grads[gradient.matrix]
             matrix_grads[gradient.matrix] = part if known is None else known + part
         return [*(grads.get(name) for name in self.names), *firsts, *vector_grads, *matrix_grads]
+
+
+def _made(like: Tensor, zeros: bool, *shape: int) -> Tensor:
+    made = in_large_pages(like.new_empty(shape))
+    return made.zero_() if zeros else made
 
 
 def _columns_together(tensor: Tensor) -> Tensor:
