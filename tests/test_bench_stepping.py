@@ -66,7 +66,7 @@ def test_the_command_prints_json(monkeypatch, capsys):
     [
         ("--only writing --cells LSTM", "set sizes"),
         ("--only streaming --size 1,2,3", "set sizes"),
-        ("--only x", "--only is training, forward, writing or streaming"),
+        ("--only x", "--only is one of training, forward, bidirectional, ragged, writing, streaming"),
     ],
 )
 def test_what_cannot_be_chosen_is_told(arguments, told, monkeypatch, capsys):

@@ -29,7 +29,10 @@ def bench(
     size: Annotated[
         list[str] | None, typer.Option(help="B,T,H, as often as there are sizes; a grid unless given.")
     ] = None,
-    only: Annotated[str, typer.Option(help="training, forward, writing or streaming; all unless given.")] = "",
+    only: Annotated[
+        str,
+        typer.Option(help="training, forward, bidirectional, ragged, writing or streaming; all unless given."),
+    ] = "",
     seconds: Annotated[float, typer.Option(min=0.01, help="For each pair at each size.")] = 1.0,
     threads: Annotated[int, typer.Option(min=0, help="Of PyTorch; 0 for as many as it takes by itself.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="A file (.png, .svg) for a figure of the ratios.")] = None,
@@ -38,30 +41,44 @@ def bench(
     """Time the compiled backend against torch.nn and plain loops, turn by turn."""
     import torch
 
-    from throughtime.bench import GRID, compare, comparisons, machine, missing, peak, point_named, streams, summary
+    from throughtime.bench import (
+        GRID,
+        against_built_in,
+        batches,
+        compare,
+        comparisons,
+        machine,
+        missing,
+        peak,
+        point_named,
+        streams,
+        summary,
+    )
 
-    if only not in ("", "training", "forward", "writing", "streaming"):
-        raise UserError(f"--only is training, forward, writing or streaming, not {only!r}")
-    if only in ("writing", "streaming") and (cells or size):
+    sized, fixed = ("training", "forward"), ("bidirectional", "ragged", "writing", "streaming")
+    if only not in ("", *sized, *fixed):
+        raise UserError(f"--only is one of {', '.join((*sized, *fixed))}, not {only!r}")
+    if only in fixed and (cells or size):
         raise UserError(f"{only} is measured at set sizes; leave out --cells and --size")
     if threads:
         torch.set_num_threads(threads)
     plan: list[Callable[[float], Comparison]] = []
-    if only not in ("writing", "streaming"):
+    if only not in fixed:
         compared = comparisons(
             [name.strip() for name in cells.split(",") if name.strip()],
             [point_named(text) for text in size] if size else GRID,
-            whats=(only,) if only else ("training", "forward"),
+            whats=(only,) if only else sized,
         )
         plan += [functools.partial(compare, *these) for these in compared]
     console = Console(stderr=True)
-    if only not in ("training", "forward") and not cells and not size:
-        plan += [stream.time for stream in streams(only)]
+    if only not in sized and not cells and not size:
+        plan += [item.time for item in (*batches(only), *streams(only))]
         reason = missing()
-        if reason is not None and only != "streaming":
+        if reason is not None and only in ("", "writing"):
             console.print(reason, markup=False, highlight=False, soft_wrap=True)
     ceiling = peak()
     results = [time(seconds) for time in track(plan, "measuring", console=console, disable=not console.is_terminal)]
+    results += list(against_built_in(results))
     here, rows = machine(), list(summary(results))
     if figure is not None:
         from throughtime.bench.figure import draw

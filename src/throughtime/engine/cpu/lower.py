@@ -68,7 +68,7 @@ def rounded(width: int, multiple: int) -> int:
     return -(-width // multiple) * multiple
 
 
-class _Kernel:
+class Kernel:
     """One kernel under construction."""
 
     def __init__(self, f: Function, layout: Layout, program: Program, body: Schedule) -> None:
@@ -280,7 +280,7 @@ class _Kernel:
     ) -> None:
         f = self.f
         with f.loop("0", count) as r:
-            row = _Row(self, r, step, block_row, available)
+            row = Row(self, r, step, block_row, available)
             row.reach([s.node for s in statement.stores], [s.location.buffer for s in statement.stores])
 
             def body(column: str, mask: str | None) -> None:
@@ -301,7 +301,7 @@ class _Kernel:
         f, t = self.f, self.t
         sources = [node.arguments[0] for node, _ in statement.sums]
         with f.loop(self.part, count, self.parts) as r:
-            row = _Row(self, r, step, block_row, available)
+            row = Row(self, r, step, block_row, available)
             row.reach(sources, [place.buffer for _, place in statement.sums])
             totals = [f.slot(t.vector) for _ in sources]
             for total in totals:
@@ -364,11 +364,11 @@ class _Kernel:
         self.meet_all()
 
 
-class _Row:
+class Row:
     """A row at one step: addresses of what it reads and writes, and values at a vector of columns."""
 
     def __init__(
-        self, kernel: _Kernel, r: str, step: str, block_row: str | None, available: dict[Node, Location]
+        self, kernel: Kernel, r: str, step: str, block_row: str | None, available: dict[Node, Location]
     ) -> None:
         self.kernel = kernel
         self.f = kernel.f
@@ -463,7 +463,7 @@ def write_forward(module: Module, program: Program) -> Layout:
     packs = in_loop + [(p.matrix, False) for p in forward.products]
     layout = Layout(module.target, outside, step.vectors, list(dict.fromkeys(packs)), list(dict.fromkeys(in_loop)))
     with module.function("forward", SIGNATURE) as f:
-        k = _Kernel(f, layout, program, forward.body)
+        k = Kernel(f, layout, program, forward.body)
         k.pack()
         # states before the first step
         with f.loop("0", k.count) as r:
@@ -495,7 +495,7 @@ def write_forward(module: Module, program: Program) -> Layout:
     return layout
 
 
-def _input_products(k: _Kernel, start: str, stop: str, count: str) -> None:
+def _input_products(k: Kernel, start: str, stop: str, count: str) -> None:
     """Products of inputs for the steps of a block: its rows are gathered, then multiplied as one matrix."""
     f = k.f
     products = k.program.forward.products
@@ -522,7 +522,7 @@ def _input_products(k: _Kernel, start: str, stop: str, count: str) -> None:
     k.meet()
 
 
-def _keep_final(k: _Kernel, count: str, s: str) -> None:
+def _keep_final(k: Kernel, count: str, s: str) -> None:
     """Rows whose last step this was: they stand last among the active ones."""
     f = k.f
     left = f.slot("i64")
@@ -557,7 +557,7 @@ def write_backward(module: Module, program: Program) -> Layout:
     layout.gradients = list(backward.matrices)
     layout.thread_scratch = _thread_scratch(module.target, program, backward)
     with module.function("backward", SIGNATURE) as f:
-        k = _Kernel(f, layout, program, backward.body)
+        k = Kernel(f, layout, program, backward.body)
         k.pack()
         active = f.slot("i64", "0")
         with f.loop("0", k.steps) as backwards:
@@ -595,7 +595,7 @@ def _thread_scratch(target: Target, program: Program, backward: Backward) -> int
     return rounded(most, panel)
 
 
-def _join_rows(k: _Kernel, active: str, s: str) -> None:
+def _join_rows(k: Kernel, active: str, s: str) -> None:
     """Rows whose last step this is come in with the derivative by their final state."""
     f = k.f
     with f.repeat_while() as forever:
@@ -610,7 +610,7 @@ def _join_rows(k: _Kernel, active: str, s: str) -> None:
     k.meet()
 
 
-def _pass_on(k: _Kernel, count: str) -> None:
+def _pass_on(k: Kernel, count: str) -> None:
     """States by which no derivative is made (the step does not read them) get zero."""
     f = k.f
     made = {s.location.buffer for m in k.body.statements if isinstance(m, Map) for s in m.stores}
@@ -627,7 +627,7 @@ def _pass_on(k: _Kernel, count: str) -> None:
             k.columns(width, clear)
 
 
-def _input_gradients(k: _Kernel, backward: Backward) -> None:
+def _input_gradients(k: Kernel, backward: Backward) -> None:
     """Derivatives by inputs: derivatives by products times matrices, in blocks of rows, dealt out to the threads."""
     f, panel = k.f, panel_width(k.t)
     share = f.div(f.mul(k.rows, k.steps), f.mul(k.hands, 4))  # each thread is to have a few blocks, of one size
@@ -663,7 +663,7 @@ def _input_gradients(k: _Kernel, backward: Backward) -> None:
                             _move(k, row, to, width, name in backward.written_in_loop)
 
 
-def _move(k: _Kernel, source: str, destination: str, width: int, add: bool) -> None:
+def _move(k: Kernel, source: str, destination: str, width: int, add: bool) -> None:
     """A whole row, by one thread."""
     f, lanes = k.f, k.t.lanes
     whole = width // lanes * lanes
@@ -691,7 +691,7 @@ def _by_derivative(backward: Backward) -> dict[int, list[MatrixGradient]]:
     return groups
 
 
-def _matrix_gradients(k: _Kernel, backward: Backward) -> None:
+def _matrix_gradients(k: Kernel, backward: Backward) -> None:
     """Sums over batch and time of derivative^T source: rows are packed, and each thread has its part of the result.
 
     The order of the sum is by sequence, then by time, whatever the threads.
@@ -749,7 +749,7 @@ def _matrix_gradients(k: _Kernel, backward: Backward) -> None:
             flush()
 
 
-def _pack_row(k: _Kernel, source: str, width: int, destination: str) -> None:
+def _pack_row(k: Kernel, source: str, width: int, destination: str) -> None:
     """One row into panels, GRADIENT_DEPTH rows of a panel apart; what is past its end is zero."""
     f, t = k.f, k.t
     panel = panel_width(t)

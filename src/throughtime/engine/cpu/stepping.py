@@ -22,7 +22,7 @@ from throughtime.engine.cpu.emit import Function, Module
 from throughtime.engine.cpu.gemm import panel_width, provide_gemm
 from throughtime.engine.cpu.half import declare_half, half_gemm_name, halved, provide_half
 from throughtime.engine.cpu.kernels import REAL, Kernels, equal_rows
-from throughtime.engine.cpu.lower import SIGNATURE, Layout, Words, _Kernel, new_module, rounded
+from throughtime.engine.cpu.lower import SIGNATURE, Kernel, Layout, Words, new_module, rounded
 from throughtime.engine.cpu.machine import Code, assemble, target_for
 from throughtime.engine.cpu.program import Program, build, input_widths
 from throughtime.engine.cpu.schedule import Product
@@ -47,7 +47,7 @@ def write_step(module: Module, program: Program, *, given: bool, half: bool) -> 
         packs += [(p.matrix, False) for p in forward.products]
     layout = Layout(module.target, outside, program.step.vectors, list(dict.fromkeys(packs)), [])
     with module.function("step", SIGNATURE) as f:
-        k = _Kernel(f, layout, program, forward.body)
+        k = Kernel(f, layout, program, forward.body)
         if half:
             declare_half(module)
             k.product_name = half_gemm_name

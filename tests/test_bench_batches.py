@@ -1,0 +1,46 @@
+"""Batches of other kinds: what is timed is what torch.nn does, and it is found to be before it is timed."""
+
+import pytest
+import torch
+
+from throughtime.bench import Point, against_built_in, batches, compare, comparisons
+from throughtime.bench.batches import _bidirectional, _compare, _ragged
+
+
+@pytest.mark.parametrize(("what", "make"), [("bidirectional", _bidirectional), ("ragged", _ragged)])
+def test_what_is_timed_is_the_same(what, make):
+    result = _compare(what, make, Point(3, 5, 4), 0.0)
+    assert (result.what, result.peer, result.ours > 0, result.theirs > 0) == (what, "nn.LSTM", True, True)
+    steps = (
+        3 * 5
+        if what == "bidirectional"
+        else int(torch.randint(1, 6, (3,), generator=torch.Generator().manual_seed(1)).sum())
+    )
+    assert result.operations == 3 * 2 * steps * (16 if what == "bidirectional" else 8) * 4 * 4
+
+
+def test_another_result_is_not_timed():
+    def other(point):
+        both, ours, theirs, work = _bidirectional(point)
+        return both, ours, lambda layer, x: theirs(layer, x) + 1, work
+
+    with pytest.raises(RuntimeError, match="not timed"):
+        _compare("bidirectional", other, Point(2, 3, 4), 0.0)
+
+
+def test_there_is_one_of_each_size():
+    assert {item.what for item in batches()} == {"bidirectional", "ragged"}
+    assert {item.what for item in batches("ragged")} == {"ragged"}
+    assert batches("writing") == []
+
+
+def test_cells_of_users_are_put_beside_built_in_ones_by_their_arithmetic():
+    point = Point(2, 3, 4)
+    results = [compare(*these, seconds=0.0) for these in comparisons(["GRU", "own cell (MGU)"], [point])]
+    rows = list(against_built_in(results))
+    assert [(row.what, row.cell, row.peer) for row in rows] == [
+        ("training", "own cell (MGU)", "GRU here"),
+        ("forward", "own cell (MGU)", "GRU here"),
+    ]
+    gru = next(r for r in results if r.cell == "GRU" and r.what == "training")
+    assert rows[0].theirs == pytest.approx(gru.ours * 2 / 3)  # two products where the GRU has three
