@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from throughtime import cells, data, engine, insight, layers, learning, nn, studies, tasks
     from throughtime.cells import Cell
-    from throughtime.engine import Plan, SlowPathWarning, explain, unroll
+    from throughtime.engine import Plan, SlowPathWarning, Stepper, explain, unroll
     from throughtime.errors import UserError
     from throughtime.layers import Recurrent
 
@@ -30,6 +30,7 @@ __all__ = [
     "Plan",
     "Recurrent",
     "SlowPathWarning",
+    "Stepper",
     "UserError",
     "cells",
     "data",
@@ -49,6 +50,7 @@ _HOME = {
     "Plan": "engine",
     "Recurrent": "layers",
     "SlowPathWarning": "engine",
+    "Stepper": "engine",
     "UserError": "errors",
     "explain": "engine",
     "unroll": "engine",

@@ -1,6 +1,7 @@
-"""Running any cell through time. One public function, `unroll`, and `explain`, which tells how it would run."""
+"""Running any cell through time: `unroll`; `Stepper`, for one step at a time; `explain`, which tells how it would run."""
 
 from throughtime.engine.explain import Plan, SlowPathWarning, explain
+from throughtime.engine.stepper import Stepper
 from throughtime.engine.unroll import unroll
 
-__all__ = ["Plan", "SlowPathWarning", "explain", "unroll"]
+__all__ = ["Plan", "SlowPathWarning", "Stepper", "explain", "unroll"]
