@@ -1,4 +1,4 @@
-"""Running any cell through time: `unroll`; `Stepper`, for one step at a time; `explain`, which tells how it would run."""
+"""Running any cell through time: `unroll`; `Stepper`, one step at a time; `explain`, which tells how it would run."""
 
 from throughtime.engine.explain import Plan, SlowPathWarning, explain
 from throughtime.engine.stepper import Stepper
