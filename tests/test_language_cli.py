@@ -13,38 +13,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from throughtime.cli.main import main
+from reading_cases import Ended, Run, command
 from throughtime.tasks import language
 
 SMALL = ["--hidden", "10", "--embedding", "6", "--batch-size", "4", "--window", "9", "--steps", "3"]
 POEM = "春夏秋冬山\n水花月人天\n日一風雲海\n江河草木石"
 
 
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["throughtime", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        status = ended.value.code
-        assert status is None or isinstance(status, int)
-        return Ended(status or 0, *capfd.readouterr())
-
-    return call
+    return command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from throughtime.data.utf8 import read_chunks
 from throughtime.errors import UserError
@@ -38,3 +40,15 @@ def blocks(lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
             block = []
     if block:
         yield block
+
+
+def read_json_line(line: str, path: Path, number: int) -> Any:
+    """The value that a line of JSON lines holds.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{number}: not a line of JSON ({error.msg}); one object a line is wanted") from error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from throughtime.data.lines import numbered_lines
+from throughtime.data.lines import numbered_lines, read_json_line
 from throughtime.errors import UserError
 
 
@@ -86,12 +85,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: not a line of JSON ({error.msg}); one object a line is wanted"
-            ) from error
+        record = read_json_line(line, path, number)
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: {_kind(record)}, where a JSON object is wanted")
         yield number, record

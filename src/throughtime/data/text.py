@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from throughtime.data.lines import read_json_line
 from throughtime.data.utf8 import read_chunks
 from throughtime.errors import UserError
 
@@ -137,12 +137,7 @@ def _fields(path: Path, field: str) -> Iterator[Piece]:
     for number, line in enumerate(_lines(read_chunks(path)), start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: not a line of JSON ({error.msg}); one object a line is wanted"
-            ) from error
+        record = read_json_line(line, path, number)
         if not isinstance(record, dict) or field not in record:
             has = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}"
             raise UserError(f"{path}:{number}: no field {field!r} here (it has {has or 'none'}); name one with --field")

@@ -17,7 +17,7 @@ from throughtime.learning.problem import Loss, Problem
 from throughtime.learning.randomness import seed_all
 from throughtime.learning.regularise import vanishing_gradient_penalty
 from throughtime.learning.rtrl import RTRL, SnAp1
-from throughtime.learning.run_folder import Config, begin_run, load_config, load_model, save_model
+from throughtime.learning.run_folder import Config, begin_run, load_config, load_model, load_settings, save_model
 from throughtime.learning.training import Training
 from throughtime.learning.truncated import Window, truncated
 
@@ -41,6 +41,7 @@ __all__ = [
     "identity_",
     "load_config",
     "load_model",
+    "load_settings",
     "orthogonal_",
     "read_metrics",
     "save_model",

@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -101,6 +102,22 @@ def load_config(run: Path | str) -> Config:
         raise UserError(f"{run} is not the folder of a run: it has no {CONFIG}")
     content = read_json(run / CONFIG, "run")
     return Config(content["job"], content["settings"])
+
+
+SettingsOf = TypeVar("SettingsOf")
+
+
+def load_settings(run: Path | str, job: str, kind: type[SettingsOf]) -> tuple[SettingsOf, dict[str, Any]]:
+    """The settings of a run of a job as their dataclass, and all that the run says of itself.
+
+    Raises:
+        UserError: as `load_config`; or the run is of another job.
+    """
+    config = load_config(run)
+    if config.job != job:
+        raise UserError(f"{run} is a run of {config.job!r}, not of {job!r}")
+    named = (field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
+    return kind(**{name: config.settings[name] for name in named}), config.settings
 
 
 def save_model(run: Path | str, model: nn.Module) -> None:

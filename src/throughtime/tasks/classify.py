@@ -29,7 +29,7 @@ from throughtime.data.series import series_of_line
 from throughtime.data.streams import IGNORED
 from throughtime.errors import UserError
 from throughtime.layers import TokenFeatures, Tokens
-from throughtime.learning import Loss, Training, begin_run, fit, load_config, load_model, seed_all
+from throughtime.learning import Loss, Training, begin_run, fit, load_model, load_settings, seed_all
 from throughtime.learning.processes import first_process
 from throughtime.learning.run_folder import refuse_overwriting
 from throughtime.tasks.classify_data import Example, words_of_text
@@ -292,11 +292,8 @@ def load(run: str | Path) -> ClassifyModel:
     Raises:
         UserError: the folder is missing, damaged, newer, or of another job.
     """
-    config = load_config(Path(run))
-    if config.job != JOB:
-        raise UserError(f"{run} is a run of {config.job!r}, not of {JOB!r}")
-    settings = Settings(**{name: config.settings[name] for name in Settings.__dataclass_fields__})
-    made = config.settings["model"]
+    settings, said = load_settings(run, JOB, Settings)
+    made = said["model"]
     index = None if made["words"] is None else WordIndex.from_json(made["words"])
     network = _network(settings, index, made["channels"], len(made["labels"]))
     load_model(Path(run), network)

@@ -30,7 +30,7 @@ from throughtime.data.spans import Span, labels_of, scheme_of, spans_of, words_o
 from throughtime.data.streams import IGNORED
 from throughtime.errors import UserError
 from throughtime.layers import Tokens
-from throughtime.learning import Loss, Training, begin_run, fit, load_config, load_model, seed_all
+from throughtime.learning import Loss, Training, begin_run, fit, load_model, load_settings, seed_all
 from throughtime.learning.processes import first_process
 from throughtime.learning.run_folder import refuse_overwriting
 from throughtime.tasks.label_network import Tagger
@@ -242,11 +242,8 @@ def load(run: str | Path) -> LabelModel:
     Raises:
         UserError: the folder is missing, damaged, newer, or of another job.
     """
-    config = load_config(Path(run))
-    if config.job != JOB:
-        raise UserError(f"{run} is a run of {config.job!r}, not of {JOB!r}")
-    settings = Settings(**{name: config.settings[name] for name in Settings.__dataclass_fields__})
-    made = config.settings["model"]
+    settings, said = load_settings(run, JOB, Settings)
+    made = said["model"]
     index = WordIndex.from_json(made["words"])
     network = settings.network(index, made["labels"], made["scheme"], len(made["intents"]))
     load_model(Path(run), network)

@@ -36,7 +36,7 @@ from throughtime.data import (
     vocabulary_from,
 )
 from throughtime.errors import UserError
-from throughtime.learning import Loss, Training, begin_run, fit, load_config, load_model, seed_all
+from throughtime.learning import Loss, Training, begin_run, fit, load_model, load_settings, seed_all
 from throughtime.learning.processes import first_process
 from throughtime.learning.run_folder import refuse_overwriting
 from throughtime.tasks.decoding import Free, Rule, beam_search, sample, sample_natively
@@ -258,14 +258,11 @@ def load(run: str | Path) -> LanguageModel:
     Raises:
         UserError: the folder is missing, damaged, newer, or of another job.
     """
-    config = load_config(Path(run))
-    if config.job != JOB:
-        raise UserError(f"{run} is a run of {config.job!r}, not of {JOB!r}")
-    settings = Settings(**{name: config.settings[name] for name in Settings.__dataclass_fields__})
-    vocabulary = vocabulary_from(config.settings["vocabulary"])
+    settings, said = load_settings(run, JOB, Settings)
+    vocabulary = vocabulary_from(said["vocabulary"])
     network = settings.network(vocabulary.size)
     load_model(Path(run), network)
-    return LanguageModel(network.eval(), vocabulary, settings, config.settings["documents"])
+    return LanguageModel(network.eval(), vocabulary, settings, said["documents"])
 
 
 def _check_generation(
