@@ -266,3 +266,22 @@ def test_what_cannot_be_rounded_is_told():
         net.stepper(weights=torch.bfloat16, backend="reference")
     with pytest.raises(ValueError, match=r"not from torch\.float64"):
         net.double().stepper(weights=torch.bfloat16)
+
+
+def test_a_cell_may_keep_masks_and_counts():
+    class Sparse(tt.Cell):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            self.weight = torch.nn.Parameter(torch.randn(hidden_size, hidden_size))
+            self.register_buffer("on", torch.arange(hidden_size) % 2 == 0)
+            self.register_buffer("count", torch.tensor(2))
+
+        def step(self, x, state):
+            h = torch.where(self.on, torch.tanh(x + (state.h @ self.weight) / self.count), x)
+            return h, self.State(h)
+
+    net = tt.Recurrent(Sparse, 5, 5)
+    x = torch.randn(3, 6, 5)
+    stepper = net.stepper(batch_size=3, backend="cpu")
+    y = torch.stack([stepper.step(x[:, t]) for t in range(6)], dim=1)
+    torch.testing.assert_close(y, net(x, backend="reference")[0])

@@ -150,9 +150,8 @@ def _run(
     prepared: Prepared, tensors: dict[str, Tensor], sequence: Sequence | None, noise: Any, return_states: bool
 ) -> Result:
     assert sequence is not None
-    assert prepared.step.prologue is not None
-    made = prepared.step.prologue(*tensors.values())  # rows, then matrices
-    arguments = [sequence.x, *flatten(noise), *sequence.state, *_numbers(made, sequence.x.dtype)]
+    made = rows_and_matrices(prepared, tensors, sequence.x.dtype)
+    arguments = [sequence.x, *flatten(noise), *sequence.state, *made]
     task = Task(prepared, sequence.batch_size, sequence.steps, sequence.lengths, sequence.reverse, return_states)
     if torch.is_grad_enabled() and any(a.requires_grad for a in arguments):
         return _result(sequence, Unrolled.apply(task, *arguments), return_states)
@@ -180,6 +179,12 @@ def _run_compiled(
         sequence.reverse, return_states,
     )  # fmt: skip
     return _result(sequence, results, return_states)
+
+
+def rows_and_matrices(prepared: Prepared, tensors: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """What the kernels read of a cell's parameters and buffers: the step's rows, then its matrices."""
+    assert prepared.step.prologue is not None
+    return _numbers(prepared.step.prologue(*tensors.values()), dtype)
 
 
 def _numbers(made: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:

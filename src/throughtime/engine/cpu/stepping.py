@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from throughtime.cells.cell import Cell
 from throughtime.engine.cpu import threads
-from throughtime.engine.cpu.backend import Prepared, prepare
+from throughtime.engine.cpu.backend import Prepared, prepare, rows_and_matrices, tensors_of
 from throughtime.engine.cpu.emit import Function, Module
 from throughtime.engine.cpu.gemm import panel_width, provide_gemm
 from throughtime.engine.cpu.half import declare_half, half_gemm_name, halved, provide_half
@@ -118,10 +118,9 @@ class Layer:
         prepared = prepare(cell, None)
         assert isinstance(prepared, Prepared)
         step = prepared.step
-        assert step.prologue is not None
         with torch.no_grad():
-            tensors = dict(cell.named_parameters()) | dict(cell.named_buffers())
-            made = [part.detach().contiguous() for part in step.prologue(*(t.detach() for t in tensors.values()))]
+            tensors = {name: tensor.detach() for name, tensor in tensors_of(cell).items()}
+            made = [part.detach().contiguous() for part in rows_and_matrices(prepared, tensors, dtype)]
             initial = cell.initial_state(rows)
         self.vectors, self.matrices = made[: step.vectors], made[step.vectors :]
         if half:
