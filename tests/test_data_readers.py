@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from throughtime.data.buckets import MOST, Buckets, in_order
 from throughtime.data.idx import read_idx, read_images
@@ -319,6 +320,14 @@ def test_words_as_numbers() -> None:
     forgotten = index.encode([("the", "dog")] * 50, 0.5, np.random.default_rng(0)).words
     assert set(forgotten[:, 0].tolist()) == {3}
     assert set(forgotten[:, 1].tolist()) == {0, 4}
+    beside = WordIndex.learn(sentences, extras=["aba", "xxyyy"])
+    assert beside.extras == [["a", "b"], ["y", "x"]]
+    found = beside.encode([("the", "cat"), ("cow",)], extras=[("ba", "xz"), ("c", "y")])
+    assert found.extras is not None
+    assert found.extras.tolist() == [[[2, 2], [1, 0]], [[0, 1], [0, 0]]]
+    again = WordIndex.from_json(beside.to_json()).encode([("the", "cat"), ("cow",)], extras=[("ba", "xz"), ("c", "y")])
+    assert again.extras is not None
+    assert torch.equal(found.extras, again.extras)
     assert WordIndex.learn(sentences, size=2).words == ["cat", "1999"]
     assert WordIndex.learn(sentences, min_count=2).words == ["cat"]
 

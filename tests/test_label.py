@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from reading_cases import SMALL, Run, assert_told, command, put_conll, put_parallel, trips
-from throughtime.data.sentences import read_sentences
+from throughtime.data.sentences import Sentence, read_sentences
 from throughtime.data.spans import spans_of
 from throughtime.learning import Training
 from throughtime.tasks import label
 from throughtime.tasks.label import LabelModel, Settings
 from throughtime.tasks.label_report import _shades
-from throughtime.tasks.label_scores import score
+from throughtime.tasks.label_scores import oov_recalls, score
 
 
 @pytest.fixture
@@ -161,11 +161,25 @@ def test_segmentation_there_and_back(tmp_path: Path, run: Run) -> None:
     scores = json.loads(run("evaluate", tmp_path / "run", "--data", path, "--json").out)
     assert scores["scorer"] == "words"
     assert scores["f1"] > 0.9
+    assert (scores["oov_rate"], "oov_recall" in scores) == (0, False)
     lines = tmp_path / "lines"
     lines.write_text("春眠不觉晓\n\n花落知多少\n", encoding="utf-8")
     told = run("predict", tmp_path / "run", "--input", lines).out.splitlines()
     assert [line.replace(" ", "") for line in told] == ["春眠不觉晓", "", "花落知多少"]
     assert told[2] == "花落 知 多少"
+    test = tmp_path / "test.seg"
+    test.write_text("花落 知多少\n花 落知 多少\n", encoding="utf-8")  # 知多少, 花 and 落知 were not in training
+    scores = json.loads(run("evaluate", tmp_path / "run", "--data", test, "--json").out)
+    assert scores["oov_rate"] == pytest.approx(3 / 5)
+    assert (scores["oov_recall"], scores["iv_recall"]) == (0, 1)
+
+
+def test_recall_of_words_that_were_not_in_training() -> None:
+    gold, found = [["B", "E", "S", "B", "M", "E"]], [["B", "E", "B", "E", "B", "E"]]
+    words = ["春眠不觉晓啼"]
+    assert oov_recalls(words, gold, found, {"春眠", "觉晓啼"}) == {"oov_recall": 0, "iv_recall": 0.5, "oov_rate": 1 / 3}
+    assert oov_recalls(words, gold, gold, {"不"}) == {"oov_recall": 1, "iv_recall": 1, "oov_rate": 2 / 3}
+    assert oov_recalls(words, gold, gold, set())["iv_recall"] is None
 
 
 def test_scores_are_those_of_the_scorers() -> None:
@@ -184,7 +198,8 @@ def test_scores_are_those_of_the_scorers() -> None:
 
 def test_saliency_is_the_gradient_in_eval_mode() -> None:
     model = model_of(bidirectional=False)
-    shades = _shades(model, ["show", "flights", "from", "boston"], 1, "O")
+    sentence = Sentence(("show", "flights", "from", "boston"), (), "", Path(), 0)
+    shades = _shades(model, sentence, 1, "O")
     assert max(shades) == pytest.approx(0.7)
     assert shades[2:] == [0, 0]  # what comes later counts for nothing in a forward network
 
@@ -219,6 +234,45 @@ def test_pretrained_vectors(data: Path, tmp_path: Path, run: Run) -> None:
     assert_told(run("train", "label", "--data", data, "--out", tmp_path / "b", "--freeze"), "no vectors to freeze")
 
 
+@pytest.mark.parametrize("options", [["--extra-columns", 2], ["--strip-digit", "--keep-digit"]])
+def test_further_columns_are_read_beside_the_words(options: list[object], tmp_path: Path, run: Run) -> None:
+    """The same words have other labels by their second column, or by their digit."""
+    rows = [("a0 x O", "b0 y B-n"), ("a1 y B-n", "b1 x O"), ("b0 y B-n", "a1 y B-n"), ("b1 x O", "a0 x O")]
+    path = tmp_path / "train.conll"
+    path.write_text("".join("\n".join(pair) + "\n\n" for pair in rows * 10), encoding="utf-8")
+    if options[0] == "--strip-digit":  # a1 and b0 are B-n
+        path.write_text(path.read_text(encoding="utf-8").replace(" x", "").replace(" y", ""), encoding="utf-8")
+    else:
+        path.write_text(path.read_text(encoding="utf-8").translate({48: None, 49: None}), encoding="utf-8")
+    out = tmp_path / "run"
+    settings = ["--hidden", 8, "--epochs", 25, "--learning-rate", 0.02, "--batch-size", 4, "--dropout", 0]
+    assert run("train", "label", "--data", path, "--out", out, *settings, *options).status == 0
+    assert json.loads(run("evaluate", out, "--data", path, "--json").out)["f1"] == 1
+    bare = tmp_path / "bare.conll"  # without labels
+    lines = path.read_text(encoding="utf-8").splitlines()[:2]
+    bare.write_text("\n".join(line.rpartition(" ")[0] for line in lines), encoding="utf-8")
+    (found,) = (json.loads(line) for line in run("predict", out, "--input", bare, "--json").out.splitlines())
+    assert (found["words"], found["labels"]) == (["a", "b"], ["O", "B-n"])
+    told = run("predict", out, "--input", bare, "--format", "lines")
+    assert_told(told, "the model reads further columns beside the words; give a file of columns, with --format conll")
+    told = run("predict", out, "--input", bare, "--format", "lines", "--stream")
+    assert_told(told, "further columns beside the words, which a stream of words does not have")
+
+
+def test_sentences_without_labels_are_read_from_files(trained: Path, data: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "lines").write_text((data / "seq.in").read_text(encoding="utf-8"), encoding="utf-8")
+    wanted = run("predict", trained, "--input", tmp_path / "lines").out
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "seq.in").write_text((data / "seq.in").read_text(encoding="utf-8"), encoding="utf-8")
+    assert run("predict", trained, "--input", tmp_path / "bare").out == wanted
+    columns = put_conll(tmp_path / "test.conll", trips(60))
+    assert run("predict", trained, "--input", columns).out == wanted
+    assert run("predict", trained, "--input", columns.rename(tmp_path / "test"), "--format", "conll").out == wanted
+    assert_told(run("predict", trained, "--input", tmp_path / "test", "--format", "xml"), "format 'xml' is unknown")
+    told = run("predict", trained, "--input", tmp_path / "bare", "--stream")
+    assert_told(told, "a stream is read by lines, not as parallel")
+
+
 def test_what_is_wrong_with_the_data_is_told(data: Path, tmp_path: Path, run: Run) -> None:
     def told(text: str | bytes, what: str, *options: object) -> None:
         path = tmp_path / "bad.conll"
@@ -236,6 +290,11 @@ def test_what_is_wrong_with_the_data_is_told(data: Path, tmp_path: Path, run: Ru
     told("a O\n\nb O\n", "format 'xml' is unknown", "--format", "xml")
     told("a O\n\nb O\n", "a window has an odd number of steps, not 4", "--window", 4)
     told("a O\n\nb O\n", r"valid.conll: no such file", "--valid", tmp_path / "valid.conll")
+    told("a x O\n\nb O\n", r"bad.conll:3: 2 columns, so there is no column 3", "--extra-columns", "2,3")
+    told("a O\n\nb O\n", "extra columns must be numbers by comma, like 2,3; not 'two'", "--extra-columns", "two")
+    told("a O\n\nb O\n", "there is no column 0", "--extra-columns", "0")
+    told("a O\n\nb O\n", "there is no digit to keep; give --strip-digit too", "--keep-digit")
+    told("a O\n\nb O\n", "intent pooling must be one of last, mean, max, attention", "--intent-pooling", "sum")
 
 
 def test_labels_unseen_in_training_are_counted_as_missed(trained: Path, tmp_path: Path) -> None:

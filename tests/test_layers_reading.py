@@ -101,6 +101,15 @@ def test_features_of_words_side_by_side() -> None:
     assert features.output_size == 54
 
 
+def test_further_columns_stand_beside_the_words() -> None:
+    features = TokenFeatures(9, 4, extras=[3, 6], extra_embedding=5)
+    extras = torch.tensor([[[2, 5], [0, 1]]])
+    tokens = Tokens(torch.tensor([[1, 2]]), torch.tensor([2]), extras=extras)
+    assert features.output_size == 14
+    weights = [features.words.weight, *(extra.weight for extra in features.extras)]
+    torch.testing.assert_close(features(tokens)[0, 0], torch.cat([weights[0][1], weights[1][2], weights[2][5]]))
+
+
 def test_pretrained_vectors_take_their_rows() -> None:
     features = TokenFeatures(5, 3)
     vectors = torch.randn(2, 3)

@@ -31,6 +31,11 @@ class OnRun(TyperGroup):
         runs = [k for k, arg in enumerate(args) if (Path(arg) / CONFIG).is_file()]
         if runs:
             args = [args[runs[0]], *args[: runs[0]], *args[runs[0] + 1 :]]
+        elif args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            raise UserError(
+                f"no folder of a run among the arguments; give it first: throughtime {ctx.info_name} RUN "
+                f"{args[0].split('=')[0]} ..."
+            )
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

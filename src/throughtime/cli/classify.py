@@ -10,12 +10,25 @@ import typer
 
 from throughtime.cli.app import evaluate, predict, train
 from throughtime.cli.options import with_training
-from throughtime.cli.reading import DATA, INPUT, JSON, JSON_LINES, RUN, groups, lines_of, say, say_figures
+from throughtime.cli.reading import (
+    DATA,
+    INPUT,
+    JSON,
+    JSON_LINES,
+    RUN,
+    format_option,
+    groups,
+    lines_of,
+    read_as,
+    say,
+    say_figures,
+)
 from throughtime.cli.settings import with_settings
 from throughtime.learning import Training
 from throughtime.learning.processes import first_process
 from throughtime.tasks import classify
 from throughtime.tasks.classify import Classified, Settings
+from throughtime.tasks.classify_data import FORMATS, format_by_name
 
 
 @train.command("classify")
@@ -42,11 +55,21 @@ def evaluate_classify(run: RUN, *, data: DATA, as_json: JSON = False) -> None:
 
 
 @predict.command("classify")
-def predict_classify(run: RUN, *, input_: INPUT = Path("-"), as_json: JSON_LINES = False) -> None:
-    """Classify texts or series, one a line: CLASS, a tab, its probability. A .ts or IDX file needs no labels."""
+def predict_classify(
+    run: RUN,
+    *,
+    input_: INPUT = Path("-"),
+    form: Annotated[str, format_option(FORMATS)] = "auto",
+    as_json: JSON_LINES = False,
+) -> None:
+    """Classify texts or series, one a line, or those of a file like the training data's: CLASS, a tab, its probability.
+
+    Labels are not needed, and not read; of a table, the column of texts that the model was trained on is.
+    """
     model = classify.load(run)
-    if input_.suffix == ".ts" or input_.is_dir() or "idx3" in input_.name:
-        for one in model.predict(model.read(input_, labelled=False)):
+    form, input_ = read_as(form, input_, FORMATS, format_by_name(input_))
+    if form != "lines":
+        for one in model.predict(model.read(input_, labelled=False, form=form)):
             say(_told(one, as_json))
         return
     for lines in groups(lines_of(input_), str(input_) != "-"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,21 @@ import typer
 
 from throughtime.cli.app import evaluate, predict, train
 from throughtime.cli.options import with_training
-from throughtime.cli.reading import DATA, INPUT, JSON, JSON_LINES, RUN, groups, lines_of, say, say_figures
+from throughtime.cli.reading import (
+    DATA,
+    INPUT,
+    JSON,
+    JSON_LINES,
+    RUN,
+    format_option,
+    groups,
+    lines_of,
+    read_as,
+    say,
+    say_figures,
+)
 from throughtime.cli.settings import with_settings
+from throughtime.data.sentences import FORMATS, format_by_name
 from throughtime.errors import UserError
 from throughtime.learning import Training
 from throughtime.learning.processes import first_process
@@ -47,6 +61,7 @@ def predict_label(
     run: RUN,
     *,
     input_: INPUT = Path("-"),
+    form: Annotated[str, format_option(FORMATS)] = "auto",
     as_json: JSON_LINES = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="Label a word as soon as it can be: one word and label a line.")
@@ -55,16 +70,29 @@ def predict_label(
         int | None, typer.Option(help="Words that a stream waits for; by default what the model needs.")
     ] = None,
 ) -> None:
-    """Label sentences, one a line: LABEL/PROBABILITY for each word, or the words that characters make."""
+    """Label sentences, one a line, or those of a file like the training data's, whose labels are not read.
+
+    Written are LABEL/PROBABILITY for each word, or the words that characters make; one sentence a line.
+    """
     model = label.load(run)
+    form, input_ = read_as(form, input_, FORMATS, format_by_name(input_))
     if look_ahead is not None and not stream:
         raise UserError("a look-ahead is for a stream; give --stream too")
+    if stream and form != "lines":
+        raise UserError(f"a stream is read by lines, not as {form}; leave out --stream, or give --format lines")
     if stream:
         _streamed(model, input_, look_ahead, as_json)
         return
-    for lines in groups(lines_of(input_), str(input_) != "-"):
-        for one in model.predict([_parted(model, line) for line in lines]):
+
+    def told(found: Iterable[Labelled]) -> None:
+        for one in found:
             say(json.dumps(_record(model, one), ensure_ascii=False) if as_json else _told(model, one))
+
+    if form != "lines":
+        told(model.predict_read(model.settings.read(input_, labelled=False, form=form)))
+        return
+    for lines in groups(lines_of(input_), str(input_) != "-"):
+        told(model.predict([_parted(model, line) for line in lines]))
 
 
 def _parted(model: LabelModel, line: str) -> list[str]:

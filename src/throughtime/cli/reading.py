@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from throughtime.errors import UserError
 
 RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
 DATA = Annotated[Path, typer.Option("--data", help="The data to measure on; test data are for the very end.")]
-INPUT = Annotated[Path, typer.Option("--input", help="A file with one input a line; - for standard input.")]
+INPUT = Annotated[Path, typer.Option("--input", help="A file of inputs; - for standard input.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 JSON_LINES = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 _TOGETHER = 64  # lines that are predicted together
@@ -40,6 +40,32 @@ def lines_of(path: Path) -> Iterator[str]:
                 f"standard input:{number}: not UTF-8 (0x{line[error.start]:02x}); "
                 "convert it: iconv -f ENCODING -t UTF-8"
             ) from error
+
+
+def format_option(formats: Iterable[str]) -> Any:
+    """``--format`` of a command that predicts."""
+    names = f"auto, lines, {', '.join(formats)}"
+    return typer.Option("--format", help=f"What the input is, one a line or as data: {names}. auto goes by its name.")
+
+
+def read_as(form: str, path: Path, formats: Iterable[str], by_name: str | None) -> tuple[str, Path]:
+    """The format of an input, and where it is read from.
+
+    Args:
+        form: what was asked for.
+        path: the input.
+        formats: those that a file may have.
+        by_name: the format that the input's name tells, if it tells one.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    if form not in ("auto", "lines", *formats):
+        raise UserError(f"format {form!r} is unknown; choose one of auto, lines, {', '.join(formats)}")
+    standard = str(path) == "-"
+    if form == "auto":
+        form = "lines" if standard or by_name is None else by_name
+    return form, Path("/dev/stdin") if standard and form != "lines" else path
 
 
 def groups(lines: Iterator[str], together: bool) -> Iterator[list[str]]:

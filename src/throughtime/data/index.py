@@ -26,6 +26,7 @@ class Numbered(NamedTuple):
     letters: Tensor | None  # (W, C)
     letter_counts: Tensor | None  # (W,)
     spelled: Tensor | None  # (B, T)
+    extras: Tensor | None  # (B, T, K)
 
 
 class WordIndex:
@@ -42,6 +43,7 @@ class WordIndex:
         lower: whether words are known in lower case alone (letters keep theirs).
         digits: whether every digit counts as 0.
         rare: the words seen once in training.
+        extras: the values of each further column, in the order of their numbers from 1.
     """
 
     def __init__(
@@ -53,12 +55,15 @@ class WordIndex:
         lower: bool = False,
         digits: bool = False,
         rare: Sequence[str] = (),
+        extras: Sequence[Sequence[str]] = (),
     ) -> None:
         self.words, self.pairs, self.letters = list(words), pairs, letters
         self.lower, self.digits, self.rare = lower, digits, list(rare)
         self._words = {word: number for number, word in enumerate(self.words, 1)}
         self._pairs = {pair: number for number, pair in enumerate(pairs or (), 1)}
         self._letters = {letter: number for number, letter in enumerate(letters or (), 1)}
+        self.extras = [list(values) for values in extras]
+        self._extras = [{value: number for number, value in enumerate(values, 1)} for values in self.extras]
         self._is_rare = np.zeros(len(self.words) + 1, dtype=bool)
         self._is_rare[[self._words[word] for word in self.rare]] = True
 
@@ -74,6 +79,7 @@ class WordIndex:
         lower: bool = False,
         digits: bool = False,
         known: Iterable[str] = (),
+        extras: Sequence[Sequence[str]] = (),
     ) -> WordIndex:
         """Numbers for the words of sentences, and for ``known`` ones besides (those with pretrained vectors).
 
@@ -86,6 +92,7 @@ class WordIndex:
             lower: see the class.
             digits: see the class.
             known: further words.
+            extras: all values of each further column.
         """
         index = cls([], lower=lower, digits=digits)
         counts: Counter[str] = Counter()
@@ -110,6 +117,7 @@ class WordIndex:
             lower=lower,
             digits=digits,
             rare=rare,
+            extras=[_ranked(Counter(values), 1) for values in extras],
         )
 
     def normal(self, word: str) -> str:
@@ -121,7 +129,11 @@ class WordIndex:
         return self._words.get(self.normal(word), 0)
 
     def encode(
-        self, sentences: Sequence[Sequence[str]], forget: float = 0.0, drawn: np.random.Generator | None = None
+        self,
+        sentences: Sequence[Sequence[str]],
+        forget: float = 0.0,
+        drawn: np.random.Generator | None = None,
+        extras: Sequence[Sequence[Sequence[str]]] = (),
     ) -> Numbered:
         """Sentences as numbers, padded with 0.
 
@@ -129,6 +141,7 @@ class WordIndex:
             sentences: words.
             forget: the chance of a rare word to be taken as <unk>, so that <unk> is learned too.
             drawn: what the chance is drawn by.
+            extras: for each sentence, the values of its further columns, where the index knows some.
         """
         lengths = [len(sentence) for sentence in sentences]
         shape = (len(sentences), max(lengths, default=0))
@@ -145,6 +158,11 @@ class WordIndex:
                 spelled[row, : len(seen)] = [distinct.setdefault(word, len(distinct)) for word in sentence]
         if forget and drawn is not None:
             words[self._is_rare[words] & (drawn.random(shape) < forget)] = 0
+        beside = np.zeros((*shape, len(self._extras)), dtype=np.int64) if self._extras else None
+        if beside is not None:
+            for row, columns in enumerate(extras):
+                for k, (values, numbers) in enumerate(zip(columns, self._extras, strict=True)):
+                    beside[row, : len(values), k] = [numbers.get(value, 0) for value in values]
         letters, letter_counts = self._spell(list(distinct) or [""]) if spelled is not None else (None, None)
         return Numbered(
             torch.from_numpy(words),
@@ -153,6 +171,7 @@ class WordIndex:
             letters,
             letter_counts,
             None if spelled is None else torch.from_numpy(spelled),
+            None if beside is None else torch.from_numpy(beside),
         )
 
     def _spell(self, words: list[str]) -> tuple[Tensor, Tensor]:
@@ -164,7 +183,7 @@ class WordIndex:
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` takes."""
-        names = ("words", "pairs", "letters", "lower", "digits", "rare")
+        names = ("words", "pairs", "letters", "lower", "digits", "rare", "extras")
         return {name: getattr(self, name) for name in names}
 
     @classmethod

@@ -20,6 +20,7 @@ class Sentence(NamedTuple):
     intent: str  # the label of the whole; "" where the file has none
     path: Path
     line: int  # where it begins
+    extras: tuple[tuple[str, ...], ...] = ()  # further columns, one value a word in each
 
     @property
     def where(self) -> str:
@@ -35,12 +36,18 @@ class Columns:
         label: the same for labels.
         strip_digit: each word ends in a digit that is not its own (WeiboNER).
         segment: labels are the borders of words: what is labelled is their characters, as B M E S.
+        extra: further columns that are read, counted as the others.
+        keep_digit: the digit that is stripped is a further column, the last.
+        labelled: whether labels are wanted; without them the column may be missing.
     """
 
     word: int = 0
     label: int = 0
     strip_digit: bool = False
     segment: bool = False
+    extra: tuple[int, ...] = ()
+    keep_digit: bool = False
+    labelled: bool = True
 
 
 def read_conll(path: Path, columns: Columns) -> Iterator[Sentence]:
@@ -103,7 +110,11 @@ def read_parallel(path: Path, columns: Columns) -> Iterator[Sentence]:
     """
     if not path.is_dir():
         raise UserError(f"{path}: not a folder; the parallel format is a folder with seq.in and seq.out")
-    inputs, outputs = list(numbered_lines(path / "seq.in")), list(numbered_lines(path / "seq.out"))
+    inputs = list(numbered_lines(path / "seq.in"))
+    if not columns.labelled:
+        yield from (Sentence(tuple(line.split()), (), "", path / "seq.in", n) for n, line in inputs if line.strip())
+        return
+    outputs = list(numbered_lines(path / "seq.out"))
     intents = list(numbered_lines(path / "label")) if (path / "label").exists() else None
     for name, lines in {"seq.out": outputs, "label": intents}.items():
         if lines is not None and len(lines) != len(inputs):
@@ -137,6 +148,9 @@ FORMATS: dict[str, Callable[[Path, Columns], Iterator[Sentence]]] = {
 }
 
 
+_SUFFIXES = {".conll": "conll", ".conllu": "conllu", ".seg": "segmented"}
+
+
 def read_sentences(path: Path, form: str = "auto", columns: Columns | None = None) -> list[Sentence]:
     """The sentences of a file; "auto" goes by its name and its first lines.
 
@@ -155,14 +169,16 @@ def read_sentences(path: Path, form: str = "auto", columns: Columns | None = Non
     return found
 
 
+def format_by_name(path: Path) -> str | None:
+    """What a file is, where its name says so."""
+    return "parallel" if path.is_dir() else _SUFFIXES.get(path.suffix)
+
+
 def format_of(path: Path) -> str:
     """What a file looks like."""
-    if path.is_dir():
-        return "parallel"
-    if path.suffix == ".conllu":
-        return "conllu"
-    if path.suffix == ".seg":
-        return "segmented"
+    named = format_by_name(path)
+    if named is not None:
+        return named
     for _, line in numbered_lines(path):
         if line.strip() and not line.startswith("#"):
             cells = line.split("\t")
@@ -172,14 +188,19 @@ def format_of(path: Path) -> str:
 
 def _sentence(path: Path, rows: list[tuple[int, list[str]]], columns: Columns, word: int, label: int) -> Sentence:
     words = _column(path, rows, columns.word or word)
+    extras = [tuple(_column(path, rows, column)) for column in columns.extra]
     if columns.strip_digit:
         for (number, _), word_ in zip(rows, words, strict=True):
             if len(word_) < 2 or not word_[-1].isdigit():
                 raise UserError(f"{path}:{number}: {word_!r} has no digit at its end to strip; leave out --strip-digit")
+        if columns.keep_digit:
+            extras.append(tuple(word_[-1] for word_ in words))
         words = [word_[:-1] for word_ in words]
+    line = rows[0][0]
     if columns.segment:
-        return Sentence(tuple("".join(words)), segments_of(words), "", path, rows[0][0])
-    return Sentence(tuple(words), tuple(_column(path, rows, columns.label or label)), "", path, rows[0][0])
+        return Sentence(tuple("".join(words)), segments_of(words) if columns.labelled else (), "", path, line)
+    labels = tuple(_column(path, rows, columns.label or label)) if columns.labelled else ()
+    return Sentence(tuple(words), labels, "", path, line, tuple(extras))
 
 
 def _column(path: Path, rows: list[tuple[int, list[str]]], column: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ class Tokens(NamedTuple):
     letters: Tensor | None = None  # (W, C): the distinct words of the batch, spelled
     letter_counts: Tensor | None = None  # (W,)
     spelled: Tensor | None = None  # (B, T): which of them each word is
+    extras: Tensor | None = None  # (B, T, K): values of K further columns
 
 
 class TokenFeatures(nn.Module):
@@ -39,6 +41,8 @@ class TokenFeatures(nn.Module):
         window: steps each step sees, itself in the middle; odd.
         dropout: the chance of a feature to be dropped, in training.
         cell: of the network that reads letters.
+        extras: how many values each further column has, the unknown one among them.
+        extra_embedding: features of each.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class TokenFeatures(nn.Module):
         window: int = 1,
         dropout: float = 0.0,
         cell: str = "lstm",
+        extras: Sequence[int] = (),
+        extra_embedding: int = 20,
     ) -> None:
         super().__init__()
         self.words = nn.Embedding(words, embedding)
@@ -62,9 +68,11 @@ class TokenFeatures(nn.Module):
             self.pairs = nn.Embedding(pairs, embedding)
             nn.init.normal_(self.pairs.weight, std=embedding**-0.5)
         self.letters = CharacterFeatures(letters, letter_embedding, letter_hidden, cell) if letters else None
+        self.extras = nn.ModuleList(nn.Embedding(values, extra_embedding) for values in extras)
         self.dropout = nn.Dropout(dropout)
         self.windows = Windows(window)
         size = embedding * (2 if pairs else 1) + (self.letters.output_size if self.letters is not None else 0)
+        size += extra_embedding * len(self.extras)
         self.output_size = size * window
 
     def forward(self, tokens: Tokens) -> Tensor:
@@ -82,6 +90,9 @@ class TokenFeatures(nn.Module):
             assert tokens.letter_counts is not None
             assert tokens.spelled is not None
             parts.append(self.letters(tokens.letters, tokens.letter_counts)[tokens.spelled])
+        if self.extras:
+            assert tokens.extras is not None
+            parts += [extra(column) for extra, column in zip(self.extras, tokens.extras.unbind(-1), strict=True)]
         return torch.cat(parts, dim=-1)
 
     def spread(self, x: Tensor, lengths: Tensor) -> Tensor:

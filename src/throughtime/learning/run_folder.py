@@ -117,7 +117,8 @@ def load_settings(run: Path | str, job: str, kind: type[SettingsOf]) -> tuple[Se
     if config.job != job:
         raise UserError(f"{run} is a run of {config.job!r}, not of {job!r}")
     named = (field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
-    return kind(**{name: config.settings[name] for name in named}), config.settings
+    known = (name for name in named if name in config.settings)  # a run of an older version has fewer
+    return kind(**{name: config.settings[name] for name in known}), config.settings
 
 
 def save_model(run: Path | str, model: nn.Module) -> None:

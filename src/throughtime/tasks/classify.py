@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,9 +85,10 @@ class ClassifyModel:
     form: str  # of the training data
     settings: Settings
 
-    def read(self, path: str | Path, *, labelled: bool = True) -> list[Example]:
+    def read(self, path: str | Path, *, labelled: bool = True, form: str | None = None) -> list[Example]:
         """The examples of a file of the kind that the model was trained on; their labels only where wanted."""
-        form, examples = self.settings.read(Path(path), "test", labelled=labelled)
+        settings = self.settings if form is None else replace(self.settings, format=form)
+        form, examples = settings.read(Path(path), "test", labelled=labelled)
         if Settings.is_series(form) != (self.index is None):
             was = "series" if self.index is None else "text"
             raise UserError(f"{path}: {form} files are not what this model was trained on, which is {was}")

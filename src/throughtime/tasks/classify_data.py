@@ -69,16 +69,20 @@ def read_examples(path: Path, form: str, part: str, how: How) -> tuple[str, list
     return form, found
 
 
+def format_by_name(path: Path) -> str | None:
+    """What a file is, where its name says so."""
+    return "idx" if path.is_dir() or "idx3" in path.name else _SUFFIXES.get(path.suffix)
+
+
 def format_of(path: Path) -> str:
     """What a file looks like.
 
     Raises:
         UserError: that cannot be told.
     """
-    if path.is_dir() or "idx3" in path.name:
-        return "idx"
-    if path.suffix in _SUFFIXES:
-        return _SUFFIXES[path.suffix]
+    named = format_by_name(path)
+    if named is not None:
+        return named
     first = next((line for _, line in numbered_lines(path) if line.strip()), "")
     if first.startswith("("):
         return "trees"
@@ -124,6 +128,9 @@ def _images(path: Path, part: str, how: How) -> Iterator[Example]:
 def _trees(path: Path, part: str, how: How) -> Iterator[Example]:
     """Phrases that come twice in a tree, as under a node with one child, are taken once."""
     for tree in read_trees(path):
+        if how.label is None:
+            yield Example(tree[-1].words, None, "", tree[-1].where)
+            continue
         wanted = tree if how.phrases and part == "train" else tree[-1:]
         seen = set()
         for phrase in reversed(wanted):

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from throughtime.learning import Loss, Training, begin_run, fit, load_model, loa
 from throughtime.learning.processes import first_process
 from throughtime.learning.run_folder import refuse_overwriting
 from throughtime.tasks.label_network import Tagger
-from throughtime.tasks.label_scores import Scores, score
+from throughtime.tasks.label_scores import Scores, oov_recalls, score
 from throughtime.tasks.label_settings import Settings
 from throughtime.tasks.reading import moved, tokens_of
 
@@ -81,6 +81,7 @@ class LabelModel:
     intents: list[str]
     scheme: str  # that the model writes
     settings: Settings
+    known: frozenset[str] | None = None  # the words of the training data, where borders of words are labelled
 
     @property
     def segments(self) -> bool:
@@ -88,11 +89,22 @@ class LabelModel:
         return set(self.labels) <= set("BMES")
 
     def predict(self, sentences: Iterable[Sequence[str]]) -> list[Labelled]:
-        """Labels sentences of words (of characters, for the borders of words); an empty one gets none."""
-        sentences = [list(sentence) for sentence in sentences]
+        """Labels sentences of words (of characters, for the borders of words); an empty one gets none.
+
+        Raises:
+            UserError: the model needs further columns beside the words; `predict_read` takes them.
+        """
+        if self.settings.has_extras:
+            raise UserError(
+                "the model reads further columns beside the words; give a file of columns, with --format conll"
+            )
+        return self.predict_read([Sentence(tuple(words), (), "", Path(), 0) for words in sentences])
+
+    def predict_read(self, sentences: Sequence[Sentence]) -> list[Labelled]:
+        """Labels sentences as they are read from files, with their further columns; their labels are not looked at."""
         found: list[Labelled] = [Labelled([], [], [])] * len(sentences)
         self.network.eval()
-        for rows in in_order([len(sentence) for sentence in sentences], _ROWS):
+        for rows in in_order([len(sentence.words) for sentence in sentences], _ROWS):
             chosen = [sentences[row] for row in rows]
             for row, labelled in zip(rows, self._labelled(chosen), strict=True):
                 found[row] = labelled
@@ -105,7 +117,7 @@ class LabelModel:
             UserError: the file cannot be read, or has no labels.
         """
         sentences = self.settings.read(Path(data)) if isinstance(data, (str, Path)) else data
-        return self.score(sentences, self.predict([sentence.words for sentence in sentences]))
+        return self.score(sentences, self.predict_read(sentences))
 
     def score(self, sentences: Sequence[Sentence], found: Sequence[Labelled]) -> Scores:
         """The scores of what was predicted."""
@@ -114,12 +126,20 @@ class LabelModel:
             right = sum(one.intent == sentence.intent for one, sentence in zip(found, sentences, strict=True))
             also["intent_accuracy"] = right / len(sentences)
         gold = [rewritten(sentence.labels, self.scheme) for sentence in sentences]
-        return score(gold, [one.labels for one in found], self.scheme, **also)
+        said = [one.labels for one in found]
+        if self.known is not None:
+            also |= oov_recalls([sentence.words for sentence in sentences], gold, said, self.known)
+        return score(gold, said, self.scheme, **also)
 
     def unseen(self, sentences: Sequence[Sentence]) -> int:
         """How many labels the model does not have, so that it must miss them."""
         known = set(self.labels)
         return sum(label not in known for s in sentences for label in rewritten(s.labels, self.scheme))
+
+    def tokens(self, sentences: Sequence[Sentence]) -> Tokens:
+        """Sentences as the network takes them, on its device."""
+        words, extras = [s.words for s in sentences], [s.extras for s in sentences]
+        return tokens_of(self.index, words, self.network.output.weight.device, extras)
 
     def stream(self, look_ahead: int | None = None) -> Any:
         """Labels words as they come; see `throughtime.tasks.label_stream.LabelStream`."""
@@ -128,16 +148,15 @@ class LabelModel:
         return LabelStream(self, look_ahead)
 
     @torch.inference_mode()
-    def _labelled(self, sentences: Sequence[Sequence[str]]) -> Iterator[Labelled]:
-        device = self.network.output.weight.device
-        tokens = tokens_of(self.index, sentences, device)
+    def _labelled(self, sentences: Sequence[Sentence]) -> Iterator[Labelled]:
+        tokens = self.tokens(sentences)
         scores, intent = self.network(tokens)
         best = self.network.labels(scores, tokens.lengths)
         chances = self.network.probabilities(scores, tokens.lengths).cpu()
         intents = None if intent is None else intent.softmax(-1).max(-1)
         for row, numbers in enumerate(best):
             own = chances[row, torch.arange(len(numbers)), torch.tensor(numbers, dtype=torch.int64)].tolist()
-            labelled = Labelled(list(sentences[row]), [self.labels[n] for n in numbers], own)
+            labelled = Labelled(list(sentences[row].words), [self.labels[n] for n in numbers], own)
             if intents is not None:
                 name = self.intents[int(intents.indices[row])]
                 labelled = Labelled(labelled.words, labelled.labels, own, name, float(intents.values[row]))
@@ -162,8 +181,8 @@ class LabelProblem:
     def batch(self, step: int, rank: int, world: int) -> Batch:
         chosen = [self._training[k] for k in self._buckets(step, rank, world)]
         drawn = np.random.default_rng([self._seed, step, rank])
-        words = [sentence.words for sentence in chosen]
-        tokens = Tokens(*self._labeller.index.encode(words, self._labeller.settings.forget_rare, drawn))
+        words, extras = [sentence.words for sentence in chosen], [sentence.extras for sentence in chosen]
+        tokens = Tokens(*self._labeller.index.encode(words, self._labeller.settings.forget_rare, drawn, extras))
         labels = torch.full(tokens.words.shape, IGNORED)
         for row, sentence in enumerate(chosen):
             spelled = rewritten(sentence.labels, self._labeller.scheme)
@@ -183,6 +202,8 @@ class LabelProblem:
     def validate(self) -> dict[str, float]:
         scores = self._labeller.evaluate(self._held_out)
         error = 1 - scores.main if scores.main else 2 - scores.accuracy  # before there is any right span, single labels
+        if scores.intent_accuracy is not None:
+            error = (error + 1 - scores.intent_accuracy) / 2  # both jobs count alike
         measures = {"error": error, "accuracy": scores.accuracy}
         if scores.f1 is not None:
             measures["f1"] = scores.f1
@@ -219,13 +240,18 @@ def train(
         scheme = scheme_of(label for sentence in learnt for label in sentence.labels)
     labels = sorted({label for sentence in learnt for label in rewritten(sentence.labels, scheme)})
     intents = sorted({sentence.intent for sentence in learnt}) if settings.intent else []
-    index = settings.index([sentence.words for sentence in learnt])
+    columns = range(len(learnt[0].extras))
+    extras = [[value for sentence in learnt for value in sentence.extras[column]] for column in columns]
+    index = settings.index([sentence.words for sentence in learnt], extras)
     seed_all(training.seed)
     network = settings.network(index, labels, scheme, len(intents))
     settings.use_vectors(network.features, index)
     model = LabelModel(network, index, labels, intents, scheme, settings)
+    if model.segments:
+        known = frozenset(word for sentence in learnt for word in words_of(sentence.words, sentence.labels))
+        model = replace(model, known=known)
     config = {**asdict(settings), "model": {"words": index.to_json(), "labels": labels, "intents": intents}}
-    config["model"]["scheme"] = scheme
+    config["model"] |= {"scheme": scheme, "known": None if model.known is None else sorted(model.known)}
     begin_run(out, JOB, config, resume=resume)
     fit(LabelProblem(model, learnt, held_out, training.seed), out, training, resume=resume, items="sentences")
     network.eval()
@@ -247,7 +273,8 @@ def load(run: str | Path) -> LabelModel:
     index = WordIndex.from_json(made["words"])
     network = settings.network(index, made["labels"], made["scheme"], len(made["intents"]))
     load_model(Path(run), network)
-    return LabelModel(network.eval(), index, made["labels"], made["intents"], made["scheme"], settings)
+    known = None if made.get("known") is None else frozenset(made["known"])
+    return LabelModel(network.eval(), index, made["labels"], made["intents"], made["scheme"], settings, known)
 
 
 def rewritten(labels: Sequence[str], scheme: str) -> list[str]:

@@ -28,6 +28,8 @@ class Tagger(nn.Module):
         scheme: they are written in.
         crf: whether labels are judged as a whole sequence; their scheme is then kept to.
         intents: how many there are; 0 for none.
+        intent_pooling: what becomes of the steps, for the intent; a name of `layers.POOLINGS`.
+        directions: of ``recurrent``.
         dropout: of the layers' outputs.
     """
 
@@ -40,6 +42,8 @@ class Tagger(nn.Module):
         *,
         crf: bool = False,
         intents: int = 0,
+        intent_pooling: str = "max",
+        directions: int = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -50,7 +54,7 @@ class Tagger(nn.Module):
         self.output = nn.Linear(width, len(labels))
         self.crf = CRF(len(labels), *may_follow(labels, scheme)) if crf else None
         self.intent = nn.Linear(width, intents) if intents else None
-        self.pooling = Pooling("max", width)
+        self.pooling = Pooling(intent_pooling if intents else "max", width, directions)
 
     def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """``Tokens -> (scores (B, T, L), intents' scores (B, N) or None)``."""

@@ -14,7 +14,6 @@ from throughtime.insight.report import Section, Shaded, write_report
 from throughtime.learning import Training
 from throughtime.tasks.label import Labelled, LabelModel, rewritten
 from throughtime.tasks.label_scores import Scores
-from throughtime.tasks.reading import tokens_of
 from throughtime.tasks.reading_report import (
     ERRORS,
     class_section,
@@ -34,7 +33,7 @@ def report(model: LabelModel, sentences: Sequence[Sentence], run: Path, training
     Raises:
         UserError: the run has no metrics, or the file cannot be written.
     """
-    found = model.predict([sentence.words for sentence in sentences])
+    found = model.predict_read(sentences)
     scores = model.score(sentences, found)
     gold = [rewritten(sentence.labels, model.scheme) for sentence in sentences]
     wrong = [(k, t) for k, one in enumerate(found) for t in range(len(one.labels)) if one.labels[t] != gold[k][t]]
@@ -79,6 +78,11 @@ def _lead(model: LabelModel, scores: Scores) -> str:
     told = f"{made}, read {way}: {100 * scores.accuracy:.2f} % of the labels of the validation data are right"
     if scores.f1 is not None:
         told += f", with an F1 of {100 * scores.f1:.2f} over whole {'words' if model.segments else 'spans'}"
+    if scores.oov_recall is not None:
+        told += (
+            f"; of the {100 * (scores.oov_rate or 0):.1f} % of words that the training data did not have, "
+            f"{100 * scores.oov_recall:.2f} % are found"
+        )
     if scores.intent_accuracy is not None:
         told += f" and {100 * scores.intent_accuracy:.2f} % of the intents"
     return told + ". The best weights were chosen on these data, so that others are likely to fare a little worse."
@@ -104,13 +108,13 @@ def _errors(
             f"{sentence.words[t]!r} is {gold[k][t]}, taken for {one.labels[t]} with {one.probabilities[t]:.2f} "
             f"({sentence.where})"
         )
-        shades = _shades(model, sentence.words, t, one.labels[t])
+        shades = _shades(model, sentence, t, one.labels[t])
         texts.append(shaded(title, sentence.words, shades, apart="" if model.segments else " "))
     return texts
 
 
-def _shades(model: LabelModel, words: Sequence[str], t: int, label: str) -> list[float]:
-    tokens = tokens_of(model.index, [words], model.network.output.weight.device)
+def _shades(model: LabelModel, sentence: Sentence, t: int, label: str) -> list[float]:
+    tokens = model.tokens([sentence])
     number = model.labels.index(label)
 
     def judge(x: Tensor) -> Tensor:

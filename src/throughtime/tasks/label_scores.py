@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ class Scores:
     tokens: int = 0
     unseen: int = 0  # labels that the training data did not have; they count as missed
     intent_accuracy: float | None = None
+    oov_recall: float | None = None  # of words that the training data did not have ("out of vocabulary"), by SIGHAN
+    iv_recall: float | None = None  # of those that it had
+    oov_rate: float | None = None  # the share of words that it did not have
 
     @property
     def main(self) -> float:
@@ -31,7 +34,8 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """The figures that there are."""
-        names = ("f1", "precision", "recall", "accuracy", "intent_accuracy", "sentences", "tokens", "unseen", "scorer")
+        measures = ("f1", "precision", "recall", "oov_recall", "iv_recall", "oov_rate", "accuracy", "intent_accuracy")
+        names = (*measures, "sentences", "tokens", "unseen", "scorer")
         found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return {**found, "classes": self.classes}
 
@@ -66,6 +70,37 @@ def words_f1(gold: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]]) ->
     """
     right = sum(len(set(one) & set(other)) for one, other in zip(gold, found, strict=True))
     return _f1(right, sum(map(len, found)), sum(map(len, gold)))
+
+
+def oov_recalls(
+    sentences: Sequence[Sequence[str]],
+    gold: Sequence[Sequence[str]],
+    found: Sequence[Sequence[str]],
+    known: Collection[str],
+) -> dict[str, float | None]:
+    """The recall of words that are not known, and of those that are, and how many are not: the bake-offs' measures.
+
+    >>> oov_recalls(["春眠不"], [["B", "E", "S"]], [["B", "E", "B"]], {"不"})
+    {'oov_recall': 1.0, 'iv_recall': 1.0, 'oov_rate': 0.5}
+
+    Args:
+        sentences: characters.
+        gold: their right labels, B M E S.
+        found: those that were found.
+        known: words of the training data.
+    """
+    right, count = {True: 0, False: 0}, {True: 0, False: 0}
+    for characters, one, other in zip(sentences, gold, found, strict=True):
+        said = set(spans_of(other))
+        for span in spans_of(one):
+            new = "".join(characters[span.start : span.stop]) not in known
+            count[new] += 1
+            right[new] += span in said
+    return {
+        "oov_recall": right[True] / count[True] if count[True] else None,
+        "iv_recall": right[False] / count[False] if count[False] else None,
+        "oov_rate": count[True] / max(sum(count.values()), 1),
+    }
 
 
 def _seqeval(gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, Any]:

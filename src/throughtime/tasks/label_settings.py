@@ -10,6 +10,7 @@ from throughtime.data.index import WordIndex
 from throughtime.data.sentences import FORMATS, Columns, Sentence, read_sentences
 from throughtime.data.spans import SCHEMES
 from throughtime.errors import UserError
+from throughtime.layers import POOLINGS
 from throughtime.tasks.label_network import Tagger
 from throughtime.tasks.reading import ReadingSettings, setting
 
@@ -25,10 +26,13 @@ class Settings(ReadingSettings):
     word_column: int = setting(0, "The column of words, counted from 1 (from the end: -1); by default the format's.")
     label_column: int = setting(0, "The column of labels; by default the format's.")
     strip_digit: bool = setting(False, "Each word ends in a digit that is not its own (WeiboNER).")
+    extra_columns: str = setting("", "Further columns that are embedded beside the word, by comma: 2,3.")
+    keep_digit: bool = setting(False, "Embed the digit that --strip-digit takes off, as a further column.")
     segment: bool = setting(False, "Learn where words begin and end: label the characters of the file's words B M E S.")
     scheme: str = setting("auto", f"How spans are spelled for the model: auto (as in the file), {', '.join(SCHEMES)}.")
     crf: bool = setting(False, "Judge labels as a whole sequence, by a linear-chain CRF; spans are then well formed.")
     intent: bool = setting(False, "Learn the label of the whole sentence too (parallel files).")
+    intent_pooling: str = setting("max", f"One vector for the sentence, for its intent: {', '.join(POOLINGS)}.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,14 +40,59 @@ class Settings(ReadingSettings):
             raise UserError(f"format {self.format!r} is unknown; choose one of auto, {', '.join(FORMATS)}")
         if self.scheme not in ("auto", *SCHEMES):
             raise UserError(f"scheme {self.scheme!r} is unknown; choose one of auto, {', '.join(SCHEMES)}")
+        if self.intent_pooling not in POOLINGS:
+            raise UserError(f"intent pooling must be one of {', '.join(POOLINGS)}, not {self.intent_pooling!r}")
+        if self.keep_digit and not self.strip_digit:
+            raise UserError("there is no digit to keep; give --strip-digit too")
+        if self.segment and (self.keep_digit or self._extra()):
+            raise UserError("further columns belong to words; --segment labels characters")
 
-    def read(self, path: Path) -> list[Sentence]:
-        """The sentences of a file, read as these settings say."""
-        columns = Columns(self.word_column, self.label_column, self.strip_digit, self.segment)
-        return read_sentences(path, self.format, columns)
+    @property
+    def has_extras(self) -> bool:
+        """Whether more than the words is read."""
+        return self.keep_digit or bool(self._extra())
+
+    def read(self, path: Path, *, labelled: bool = True, form: str | None = None) -> list[Sentence]:
+        """The sentences of a file, read as these settings say; their labels only where wanted.
+
+        Args:
+            path: the file.
+            labelled: whether labels are read.
+            form: a format in place of the settings' own.
+        """
+        columns = Columns(
+            self.word_column,
+            self.label_column,
+            self.strip_digit,
+            self.segment,
+            self._extra(),
+            self.keep_digit,
+            labelled,
+        )
+        return read_sentences(path, form or self.format, columns)
+
+    def _extra(self) -> tuple[int, ...]:
+        names = [name.strip() for name in self.extra_columns.split(",") if name.strip()]
+        try:
+            columns = tuple(map(int, names))
+        except ValueError as error:
+            raise UserError(f"extra columns must be numbers by comma, like 2,3; not {self.extra_columns!r}") from error
+        if 0 in columns:
+            raise UserError("columns are counted from 1 (from the end: -1); there is no column 0")
+        return columns
 
     def network(self, index: WordIndex, labels: Sequence[str], scheme: str, intents: int) -> Tagger:
         """A network for those words and labels."""
         features = self.token_features(index)
         recurrent = self.recurrent(features.output_size)
-        return Tagger(features, recurrent, labels, scheme, crf=self.crf, intents=intents, dropout=self.dropout)
+        return Tagger(
+            features,
+            recurrent,
+            labels,
+            scheme,
+            crf=self.crf,
+            intents=intents,
+            intent_pooling=self.intent_pooling,
+            directions=2 if self.bidirectional else 1,
+            dropout=self.dropout,
+        )

@@ -34,11 +34,13 @@ class LabelStream:
             for a model that reads forwards; four more for one that reads from both ends.
 
     Raises:
-        UserError: the look-ahead is less than what the model needs.
+        UserError: the look-ahead is less than what the model needs; or it needs further columns beside the words.
     """
 
     def __init__(self, model: LabelModel, look_ahead: int | None = None) -> None:
         settings = model.settings
+        if settings.has_extras:
+            raise UserError("the model reads further columns beside the words, which a stream of words does not have")
         self._beside = settings.window // 2
         needed = self._beside + settings.pairs
         if look_ahead is None:

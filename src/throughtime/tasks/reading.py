@@ -76,8 +76,8 @@ class ReadingSettings:
         if self.freeze and self.vectors is None:
             raise UserError("there are no vectors to freeze; give a file of them with --vectors")
 
-    def index(self, sentences: Sequence[Sequence[str]]) -> WordIndex:
-        """Numbers for the words of the training data, and for those in other data that have a pretrained vector."""
+    def index(self, sentences: Sequence[Sequence[str]], extras: Sequence[Sequence[str]] = ()) -> WordIndex:
+        """Numbers for the words of the training data, and for the values of its further columns."""
         return WordIndex.learn(
             sentences,
             size=self.vocabulary_size,
@@ -86,6 +86,7 @@ class ReadingSettings:
             letters=self.characters,
             lower=self.lower,
             digits=self.digits,
+            extras=extras,
         )
 
     def token_features(self, index: WordIndex) -> TokenFeatures:
@@ -97,6 +98,7 @@ class ReadingSettings:
             letter_hidden=self.character_hidden,
             window=self.window,
             dropout=self.embedding_dropout,
+            extras=[len(values) + 1 for values in index.extras],
         )
 
     def use_vectors(self, features: TokenFeatures, index: WordIndex) -> None:
@@ -173,9 +175,14 @@ class SeriesFeatures(nn.Module):
         return self.windows(x, lengths)
 
 
-def tokens_of(index: WordIndex, sentences: Sequence[Sequence[str]], device: torch.device | None = None) -> Tokens:
-    """Sentences as a network takes them, on its device."""
-    return moved(Tokens(*index.encode(sentences)), device)
+def tokens_of(
+    index: WordIndex,
+    sentences: Sequence[Sequence[str]],
+    device: torch.device | None = None,
+    extras: Sequence[Sequence[Sequence[str]]] = (),
+) -> Tokens:
+    """Sentences as a network takes them, on its device; ``extras`` as `WordIndex.encode` has them."""
+    return moved(Tokens(*index.encode(sentences, extras=extras)), device)
 
 
 def moved(batch: Any, device: torch.device | None) -> Any:
