@@ -16,9 +16,6 @@ import throughtime as tt
 KINDS = ("RNN", "LSTM", "GRU")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
-# transforms of torch.func run on the reference loop, which says that it is slow
-by_reference = pytest.mark.filterwarnings("ignore::throughtime.SlowPathWarning")
-
 
 def close(mine, theirs):
     torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
@@ -377,7 +374,6 @@ def test_a_replaced_parameter_is_used(kind):
     close(mine(x)[0], theirs(x)[0])
 
 
-@by_reference
 @every_kind
 def test_an_ensemble_by_vmap_over_stacked_weights(kind):
     ensemble = [twins(kind, 3, 5, 2, bidirectional=True, seed=seed)[0] for seed in range(3)]
@@ -393,7 +389,6 @@ def test_an_ensemble_by_vmap_over_stacked_weights(kind):
         close(y, module(x, lengths=[6, 0, 2, 5])[0])
 
 
-@by_reference
 @every_kind
 def test_gradients_of_each_sequence(kind):
     mine, _ = twins(kind, 3, 5, 2)

@@ -14,9 +14,6 @@ from throughtime.cells import GRU, LRU, LSTM, LearnedInitialState, RecurrentDrop
 every_cell = pytest.mark.parametrize("name", CELLS)
 close = torch.testing.assert_close
 
-# transforms of torch.func run on the reference loop, which says that it is slow
-by_reference = pytest.mark.filterwarnings("ignore::throughtime.SlowPathWarning")
-
 
 def rows(state, rows):
     return type(state)(*(field[rows] for field in state))
@@ -327,7 +324,6 @@ def test_the_plan_is_told():
 # as a torch citizen
 
 
-@by_reference
 def test_vmap_over_stacked_parameters():
     cells = [Leaky(3, 5).double() for _ in range(3)]
     x = torch.randn(4, 6, 3, dtype=torch.float64)
@@ -340,7 +336,6 @@ def test_vmap_over_stacked_parameters():
         close(y, tt.unroll(cell, x, lengths=[6, 2, 0, 5], resets=resets)[0])
 
 
-@by_reference
 def test_gradients_of_each_sequence_by_vmap():
     cell, x, _ = random_case("gru")
     weights = {name: value.detach() for name, value in cell.named_parameters()}

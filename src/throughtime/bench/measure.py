@@ -88,7 +88,7 @@ def peak() -> float:
     address, operations, _ = _peak_code()
     hands = threads.hands()
     words = (ctypes.c_int64 * (16 + hands * _CHAINS * 8))()
-    best = min(_timed(lambda: threads.run(address, words, hands)) for _ in range(7))
+    best = min(_timed(lambda: threads.run([threads.Work(address, words, hands)])) for _ in range(7))
     return operations * hands / best
 
 

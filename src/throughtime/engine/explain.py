@@ -67,7 +67,7 @@ def choose(cell: Cell, backend: str, sequence: Sequence) -> Callable[[bool], Res
                     f"{type(cell).__name__} runs step by step in plain PyTorch, which is slow: {refusals['cpu']} "
                     f"(backend='reference' says that this is meant)",
                     SlowPathWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             return offered
         refusals[name] = offered

@@ -12,6 +12,7 @@ from throughtime.cells.cell import Cell, check_size
 from throughtime.cells.wrappers import LearnedInitialState, check_probability
 from throughtime.engine import unroll
 from throughtime.engine.stepper import Stepper
+from throughtime.engine.unroll import unroll_both
 
 MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "concat": lambda forward, backward: torch.cat([forward, backward], dim=-1),
@@ -112,45 +113,31 @@ class Recurrent(nn.Module):
         state is, their fields (B, T, ...).
         """
         self._check_layers(state)
-        finals, all_states = [], []
+        options = {"lengths": lengths, "resets": resets, "return_states": return_states, "backend": backend}
+        finals: list[Any] = []
+        all_states: list[Any] = []
         for k in range(self.num_layers):
             if k and self.dropout:
                 x = nn.functional.dropout(x, self.dropout, self.training)
             layer_state = None if state is None else state[k]
-            runs = [
-                unroll(
-                    cell,
-                    x,
-                    cell_state,
-                    lengths=lengths,
-                    resets=resets,
-                    reverse=reverse,
-                    return_states=return_states,
-                    backend=backend,
-                )
-                for cell, cell_state, reverse in self._directions(k, layer_state)
-            ]
+            cell = cast(Cell, self.forward_cells[k])
             if self.bidirectional:
-                x = MERGES[self.merge](runs[0][0], runs[1][0])
-                finals.append((runs[0][1], runs[1][1]))
-                all_states.append(tuple(run[2:] for run in runs))
+                opposite = cast(Cell, self.backward_cells[k])
+                one, other = unroll_both(cell, opposite, x, layer_state, **options)
+                x = MERGES[self.merge](one[0], other[0])
+                finals.append((one[1], other[1]))
+                all_states.append((one[-1], other[-1]))
             else:
-                x = runs[0][0]
-                finals.append(runs[0][1])
-                all_states.append(runs[0][2:])
-        if not return_states:
-            return x, tuple(finals)
-        if self.bidirectional:
-            return x, tuple(finals), tuple((one[0], other[0]) for one, other in all_states)
-        return x, tuple(finals), tuple(states[0] for states in all_states)
+                x, final, *states = unroll(cell, x, layer_state, **options)
+                finals.append(final)
+                all_states.append(states[-1] if states else None)
+        return (x, tuple(finals), tuple(all_states)) if return_states else (x, tuple(finals))
 
     def initial_state(self, batch_size: int) -> tuple[Any, ...]:
         """The state before the first step."""
-        layers = []
-        for k in range(self.num_layers):
-            states = [cell.initial_state(batch_size) for cell, _, _ in self._directions(k, None)]
-            layers.append(tuple(states) if self.bidirectional else states[0])
-        return tuple(layers)
+        directions = [self.forward_cells, self.backward_cells] if self.bidirectional else [self.forward_cells]
+        states = [[cast(Cell, cell).initial_state(batch_size) for cell in cells] for cells in directions]
+        return tuple(zip(*states, strict=True)) if self.bidirectional else tuple(states[0])
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, tuple[Any, ...]]:
         """One step of all layers, for streaming: ``x (B, I) -> (y (B, O), state)``.
@@ -192,13 +179,6 @@ class Recurrent(nn.Module):
             raise ValueError("a stepper drops no outputs between layers; call eval() first")
         cells = [cast(Cell, cell) for cell in self.forward_cells]
         return Stepper(cells, batch_size, backend=backend, weights=weights)
-
-    def _directions(self, k: int, state: Any) -> list[tuple[Cell, Any, bool]]:
-        forward = cast(Cell, self.forward_cells[k])
-        if not self.bidirectional:
-            return [(forward, state, False)]
-        one, other = (None, None) if state is None else state
-        return [(forward, one, False), (cast(Cell, self.backward_cells[k]), other, True)]
 
     def _check_layers(self, state: Any) -> None:
         if state is not None and len(state) != self.num_layers:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from throughtime.cells.cell import Cell
 from throughtime.cells.wrappers import Wrapper
 from throughtime.engine.cpu import operators
+from throughtime.engine.cpu.differentiable import differentiably, in_transform
 from throughtime.engine.cpu.kernels import REAL
 from throughtime.engine.cpu.machine import instruction_set
 from throughtime.engine.cpu.program import build, describe_program
-from throughtime.engine.cpu.task import Prepared, Task, Unrolled
+from throughtime.engine.cpu.task import Prepared, SideBySide, Task
 from throughtime.engine.cpu.trace import Untraceable, flatten, trace, widths_of, with_data
 from throughtime.engine.sequence import Result, Sequence, map_state
 
@@ -30,6 +34,7 @@ class Resetting(Wrapper):
         return self.inner_step(x, state, inner)
 
 
+TRANSFORMS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
 _prepared: weakref.WeakKeyDictionary[Cell, dict[Any, Prepared | str]] = weakref.WeakKeyDictionary()
 
 
@@ -60,7 +65,7 @@ def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Resul
         named = getattr(cell, "stands_for", cell), tensors[-1].dtype, widths, resetting
         return operators.refusal(*named) or functools.partial(_run_compiled, named, own, sequence, noise)
     prepared = _prepare(cell, own, widths, resetting, None)
-    return prepared if isinstance(prepared, str) else functools.partial(_run, prepared, own, sequence, noise)
+    return prepared if isinstance(prepared, str) else Offer(prepared, own, sequence, noise)
 
 
 def _unfit(tensors: list[Tensor]) -> str:
@@ -81,10 +86,10 @@ def surroundings() -> str:
     """Why no cell can be taken where the program now stands, or nothing."""
     if instruction_set() == "none":
         return "this processor has none of AVX-512, AVX2 and NEON"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "it is inside a transform of torch.func"
     if torch.autograd.forward_ad._current_level >= 0:
         return "derivatives are taken in forward mode"
+    if in_transform() and any(level.key() not in TRANSFORMS for level in torch._C._functorch.get_interpreter_stack()):
+        return "it is inside a transform of torch.func other than grad, vjp and vmap"
     return ""
 
 
@@ -118,16 +123,17 @@ def _prepare(
     key = (shapes, widths, _settings(cell), resetting, dtype)
     known = _prepared.setdefault(getattr(cell, "stands_for", cell), {})
     if key not in known:
-        real = {name: with_data(p, dtype) for name, p in tensors.items()}
-        try:
-            traced = (
-                trace(Resetting(cell), {f"cell.{n}": p for n, p in real.items()}, widths)
-                if resetting
-                else trace(cell, real, widths)
-            )
-            known[key] = Prepared(traced)
-        except Untraceable as error:
-            known[key] = str(error)
+        with temporarily_clear_interpreter_stack():  # a trace is no part of a transform of torch.func
+            real = {name: with_data(p, dtype) for name, p in tensors.items()}
+            try:
+                traced = (
+                    trace(Resetting(cell), {f"cell.{n}": p for n, p in real.items()}, widths)
+                    if resetting
+                    else trace(cell, real, widths)
+                )
+                known[key] = Prepared(traced)
+            except Untraceable as error:
+                known[key] = str(error)
     return known[key]
 
 
@@ -146,16 +152,41 @@ def _settings(cell: Cell) -> tuple:
     return tuple(found)
 
 
-def _run(
-    prepared: Prepared, tensors: dict[str, Tensor], sequence: Sequence | None, noise: Any, return_states: bool
-) -> Result:
-    assert sequence is not None
-    made = rows_and_matrices(prepared, tensors, sequence.x.dtype)
-    arguments = [sequence.x, *flatten(noise), *sequence.state, *made]
-    task = Task(prepared, sequence.batch_size, sequence.steps, sequence.lengths, sequence.reverse, return_states)
-    if torch.is_grad_enabled() and any(a.requires_grad for a in arguments):
-        return _result(sequence, Unrolled.apply(task, *arguments), return_states)
-    return _result(sequence, task.forward([a.detach() for a in arguments])[0], return_states)
+@dataclass(frozen=True)
+class Offer:
+    """A cell ready to be run over a sequence."""
+
+    prepared: Prepared
+    tensors: dict[str, Tensor]
+    sequence: Sequence | None
+    noise: Any
+
+    def __call__(self, return_states: bool) -> Result:
+        return run_together([self], return_states)[0]
+
+    def task(self, return_states: bool) -> tuple[Task, list[Tensor]]:
+        """What is to be run, and its arguments."""
+        sequence = self.sequence
+        assert sequence is not None
+        made = rows_and_matrices(self.prepared, self.tensors, sequence.x.dtype)
+        arguments = [sequence.x, *flatten(self.noise), *sequence.state, *made]
+        batch, steps, lengths, reverse = sequence.batch_size, sequence.steps, sequence.lengths, sequence.reverse
+        return Task(self.prepared, batch, steps, lengths, reverse, return_states), arguments
+
+
+def run_together(offers: list[Offer], return_states: bool) -> list[Result]:
+    """Several cells that do not wait for each other, each on threads of its own where there are enough."""
+    tasks, lists = zip(*(offer.task(return_states) for offer in offers), strict=True)
+    task = tasks[0] if len(tasks) == 1 else SideBySide(tasks, [len(part) for part in lists])
+    arguments = [a for part in lists for a in part]
+    if in_transform() or (torch.is_grad_enabled() and any(a.requires_grad for a in arguments)):
+        results = iter(differentiably(task, arguments))
+    else:
+        results = iter(task.forward([a.detach() for a in arguments])[0])
+    return [
+        _result(offer.sequence, list(itertools.islice(results, part.results)), return_states)
+        for offer, part in zip(offers, tasks, strict=True)
+    ]
 
 
 def _run_compiled(
@@ -192,7 +223,8 @@ def _numbers(made: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
     return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in made]
 
 
-def _result(sequence: Sequence, results: Any, return_states: bool) -> Result:
+def _result(sequence: Sequence | None, results: Any, return_states: bool) -> Result:
+    assert sequence is not None
     like, fields = type(sequence.state), len(sequence.state)
     final = like(*results[-fields:])
     return results[0], final, like(*results[1 : 1 + fields]) if return_states else None

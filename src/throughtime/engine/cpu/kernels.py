@@ -84,18 +84,36 @@ def by_sequence(tensor: Tensor) -> Placed:
     return tensor.data_ptr(), tensor.stride(0), 0
 
 
-def call(
-    kernel: int,
-    layout: Layout,
-    rows: Rows,
-    placed: dict[str, Placed],
-    vectors: list[Tensor],
-    matrices: list[Tensor],
-    gradients: list[Tensor],
-) -> None:
-    """Runs a kernel on as many threads as PyTorch has."""
-    batch, steps = rows.lengths.shape[0], rows.steps
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and what it is to be run on."""
+
+    kernel: int
+    layout: Layout
+    rows: Rows
+    placed: dict[str, Placed]
+    vectors: list[Tensor]
+    matrices: list[Tensor]
+    gradients: list[Tensor]
+    alive: list[Tensor]  # what ``placed`` has the addresses of
+
+
+def run(launches: list[Launch]) -> None:
+    """Runs kernels on as many threads as PyTorch has, side by side where that is better than one after the other."""
     hands = threads.hands()
+    if len(launches) > 1 and (hands < len(launches) or not all(_better_apart(launch, hands) for launch in launches)):
+        for launch in launches:
+            run([launch])
+        return
+    shares = [hands * (k + 1) // len(launches) - hands * k // len(launches) for k in range(len(launches))]
+    placed = [_words_of(launch, share, k) for k, (launch, share) in enumerate(zip(launches, shares, strict=True))]
+    threads.run([threads.Work(launch.kernel, *of) for launch, of in zip(launches, placed, strict=True)])
+
+
+def _words_of(launch: Launch, hands: int, space: int) -> tuple[ctypes.Array, int]:
+    """The kernel's words, and how many threads it is to have, of those there are for it."""
+    layout, rows, matrices = launch.layout, launch.rows, launch.matrices
+    batch, steps = rows.lengths.shape[0], rows.steps
     shared = hands > 1 and _better_shared(layout, batch, hands, matrices)
     if shared and _little_work(layout, batch):
         hands, shared = 1, False
@@ -108,17 +126,18 @@ def call(
     # one hand may have to do the work of all: enough scratch for that too
     per_row = layout.row_scratch + block * layout.block_scratch
     scratch_size = max(batch, capacity * hands) * per_row + hands * layout.thread_scratch
-    base = _workspace((scratch_size + sum(panels) + 64) * real_bytes)
+    base = _workspace(space, (scratch_size + sum(panels) + 64) * real_bytes)
 
     words = (ctypes.c_int64 * layout.words)()
     words[Words.SHARED], words[Words.STEPS], words[Words.ROWS] = int(shared), steps, batch
     words[Words.ORDER], words[Words.LENGTHS] = rows.order.data_ptr(), rows.lengths.data_ptr()
     words[Words.BLOCK], words[Words.REVERSE] = block, int(rows.reverse)
     words[Words.SCRATCH] = base
+    place = Words.HEAD
     for name in layout.outside:
-        place = layout.outside_word(name)
-        words[place], words[place + 1], words[place + 2] = placed[name]
-    for k, vector in enumerate(vectors):
+        words[place], words[place + 1], words[place + 2] = launch.placed[name]
+        place += 3
+    for k, vector in enumerate(launch.vectors):
         words[layout.vector_word(k)] = vector.data_ptr()
     place = base + scratch_size * real_bytes
     place = (place + 63) // 64 * 64
@@ -127,21 +146,23 @@ def call(
         matrix = matrices[pack[0]]
         words[word], words[word + 1], words[word + 2] = matrix.data_ptr(), matrix.stride(0), place
         place += size * real_bytes
-    for k, gradient in enumerate(gradients):
+    for k, gradient in enumerate(launch.gradients):
         words[layout.gradient_word(k)] = gradient.data_ptr()
-    threads.run(kernel, words, hands)
+    return words, hands
 
 
 _spaces = threading.local()
 
 
-def _workspace(size: int) -> int:
-    """The address of so many bytes that a kernel of this thread may use while it runs; kept for the next one."""
-    space = getattr(_spaces, "tensor", None)
-    if space is None or space.numel() < size:
-        _spaces.tensor = None  # not both at a time
+def _workspace(number: int, size: int) -> int:
+    """The address of so many bytes that one of the kernels that this thread runs side by side may use while it runs;
+    kept for the next one."""
+    spaces: dict[int, Tensor] = _spaces.__dict__.setdefault("tensors", {})
+    if number not in spaces or spaces[number].numel() < size:
+        spaces.pop(number, None)  # not both at a time
         with torch.inference_mode(False):  # as it outlives such a mode
-            space = _spaces.tensor = torch.empty(size + 64, dtype=torch.uint8)
+            spaces[number] = torch.empty(size + 64, dtype=torch.uint8)
+    space = spaces[number]
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if fill and torch.are_deterministic_algorithms_enabled():
         space.fill_(255)  # NaN, as in memory that PyTorch gives out
@@ -162,8 +183,24 @@ def _better_shared(layout: Layout, batch: int, hands: int, matrices: list[Tensor
     """
     if batch < ROWS_TO_SHARE * hands:
         return True
-    in_loop = sum(matrices[m].numel() for m, _ in layout.loop_packs) * layout.target.bytes
-    return in_loop > CORE_CACHE * hands and batch < ROWS_TO_DEAL_OUT * hands
+    return _in_loop(layout, matrices) > CORE_CACHE * hands and batch < ROWS_TO_DEAL_OUT * hands
+
+
+def _better_apart(launch: Launch, hands: int) -> bool:
+    """Whether kernels that do not wait for each other should have some of the threads each, rather than all in turn.
+
+    Then a thread has more rows for each matrix that it reads, and fewer to meet; where there are many rows for each
+    thread anyway, or matrices that only all threads together can hold, it is no gain.
+    """
+    batch = launch.rows.lengths.shape[0]
+    if batch < ROWS_TO_SHARE * hands:
+        return True
+    return _in_loop(launch.layout, launch.matrices) <= CORE_CACHE and batch < ROWS_TO_DEAL_OUT * hands
+
+
+def _in_loop(layout: Layout, matrices: list[Tensor]) -> int:
+    """Bytes of the matrices that each step reads."""
+    return sum(matrices[m].numel() for m, _ in layout.loop_packs) * layout.target.bytes
 
 
 def _little_work(layout: Layout, batch: int) -> bool:

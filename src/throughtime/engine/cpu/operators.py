@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, fx
 
 from throughtime.cells.cell import Cell
+from throughtime.engine.cpu.differentiable import differentiably, in_transform
 from throughtime.engine.cpu.graph import walk
-from throughtime.engine.cpu.task import Prepared, Task, Unrolled
+from throughtime.engine.cpu.task import Prepared, Task
 from throughtime.engine.cpu.wire import from_text, to_text
 
 _library = torch.library.Library("throughtime", "DEF")
@@ -69,7 +70,7 @@ def surroundings() -> str:
     """Why no cell can be taken where the program now stands, or nothing."""
     from throughtime.engine.cpu.backend import surroundings
 
-    return surroundings()
+    return "it is inside a transform of torch.func, compiled" if in_transform() else surroundings()
 
 
 @_outside
@@ -274,7 +275,7 @@ def _unroll_differentiably(
         task = _task(step, inputs, lengths, reverse, return_states, _Operated)
         assert isinstance(task, _Operated)
         task.text = step
-        return list(Unrolled.apply(task, *arguments))
+        return list(differentiably(task, arguments))
     with torch._C._AutoDispatchBelowAutograd():
         return unroll(step, inputs, state, rows, matrices, lengths, reverse, return_states)
 

@@ -220,7 +220,7 @@ class Stack:
         if hands == 1:
             self._call(self._address, 0, 1)
         else:
-            threads.run(self._function, words, hands)
+            threads.run([threads.Work(self._function, words, hands)])
         self.turn = 1 - turn
         return y
 

@@ -1,10 +1,12 @@
-"""One call of a cell's kernels, and the same to autograd."""
+"""One call of a cell's kernels, or of two cells' side by side."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import namedtuple
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,18 +17,19 @@ from throughtime.engine import reference
 from throughtime.engine.cpu.graph import evaluate
 from throughtime.engine.cpu.kernels import (
     Kernels,
+    Launch,
     Rows,
     by_sequence,
     by_step,
-    call,
     compile_program,
     gradient_buffers,
     rows_of,
+    run,
 )
 from throughtime.engine.cpu.pages import in_large_pages
 from throughtime.engine.cpu.program import Program, build
 from throughtime.engine.cpu.trace import Step
-from throughtime.engine.sequence import Sequence
+from throughtime.engine.sequence import Sequence as Steps
 
 
 @dataclass
@@ -55,6 +58,21 @@ class Task:
         self.fields = step.fields
         self.outputs = 1 + (len(step.fields) if self.return_states else 0)
         self.names = ["x", *(f"noise.{k}" for k in range(step.noise))]
+
+    @property
+    def results(self) -> int:
+        """How many: outputs, all states where asked for, final states."""
+        return self.outputs + len(self.fields)
+
+    def of_sequences(self, count: int) -> list[bool]:
+        """Whether an argument, of so many, has a row for each sequence: inputs and states have."""
+        first = len(self.names) + len(self.fields)
+        return [k < first for k in range(count)]
+
+    def times(self, number: int) -> Task:
+        """The same over so many batches in one."""
+        lengths = None if self.lengths is None else self.lengths.repeat(number)
+        return replace(self, batch_size=number * self.batch_size, lengths=lengths)
 
     @functools.cached_property
     def rows(self) -> Rows:
@@ -87,10 +105,41 @@ class Task:
         n, v = len(self.fields), self.step.vectors
         return inputs, rest[:n], rest[n : n + v], rest[n + v :]
 
+    def by_reference(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The results in plain PyTorch: the traced step through the reference loop."""
+        n, fields, step = len(self.names), len(self.fields), self.step
+        inputs, state = arguments[:n], arguments[n : n + fields]
+        split = n + fields + step.vectors
+        like = namedtuple("like", self.fields)(*state)
+        cell = GraphCell(step, list(arguments[n + fields : split]), list(arguments[split:]), inputs[0].shape[2])
+        sequence = Steps(inputs[0], like, like, tuple(inputs[1:]) or None, self.lengths, None, self.reverse)
+        y, final, states = reference.run(cell, sequence, self.return_states)
+        return (y, *(states if states is not None else ()), *final)
+
+    def wanted(self, needs: Sequence[bool]) -> frozenset[str]:
+        """The inputs by which derivatives are needed, given whether they are by each argument."""
+        return frozenset(name for name, need in zip(self.names, needs, strict=False) if need)
+
     def forward(
         self, arguments: list[Tensor], wanted: frozenset[str] | None = None
     ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """Outputs and final states, and what is kept for a way back: trajectories of the states, saved values."""
+        launch, results, kept = self.going_forward(arguments, wanted)
+        run([launch])
+        return results, kept
+
+    def backward(
+        self, arguments: list[Tensor], kept: list[Tensor], derivatives: list[Tensor], wanted: frozenset[str]
+    ) -> list[Tensor | None]:
+        """Derivatives by each argument."""
+        launch, finish = self.going_back(arguments, kept, derivatives, wanted)
+        run([launch])
+        return finish()
+
+    def going_forward(
+        self, arguments: list[Tensor], wanted: frozenset[str] | None
+    ) -> tuple[Launch, tuple[Tensor, ...], list[Tensor]]:
+        """What is to be run, and the results and what is kept, to be filled by it."""
         kernels = self.kernels(arguments, wanted)
         forward = kernels.program.forward
         inputs, state, vectors, matrices = self.split(arguments)
@@ -110,18 +159,19 @@ class Task:
         if forward.keeps_states:
             kept.append(_made(x, False, batch, steps, forward.saved))
             placed["saved"] = by_step(kept[-1])
-        call(kernels.forward, kernels.forward_layout, self.rows, placed, vectors, matrices, [])
-        return (*outputs, *finals), kept
+        alive = [*inputs.values(), *state, *outputs, *finals, *kept]
+        launch = Launch(kernels.forward, kernels.forward_layout, self.rows, placed, vectors, matrices, [], alive)
+        return launch, (*outputs, *finals), kept
 
     def _place_path(self, placed: dict, name: str, path: Tensor) -> None:
         """A trajectory holds T + 1 states; in reverse, the state before step t stands at t + 1."""
         before, after = (1, 0) if self.rows.reverse else (0, 1)
         placed[f"before.{name}"], placed[f"after.{name}"] = by_step(path, step=before), by_step(path, step=after)
 
-    def backward(
+    def going_back(
         self, arguments: list[Tensor], kept: list[Tensor], derivatives: list[Tensor], wanted: frozenset[str]
-    ) -> list[Tensor | None]:
-        """Derivatives by each argument."""
+    ) -> tuple[Launch, Callable[[], list[Tensor | None]]]:
+        """What is to be run, and what makes the derivatives by each argument when it has been."""
         kernels = self.kernels(arguments, wanted)
         backward = kernels.program.backward
         assert backward is not None
@@ -148,21 +198,77 @@ class Task:
         sums = x.new_zeros(batch, backward.sums)
         placed["sums"] = by_sequence(sums)
         results = gradient_buffers(kernels, x.dtype)
-        call(kernels.backward, kernels.backward_layout, self.rows, placed, vectors, matrices, results)
+        alive = [*inputs.values(), *kept, *hold, *firsts, *grads.values(), spare, sums]
+        launch = Launch(kernels.backward, kernels.backward_layout, self.rows, placed, vectors, matrices, results, alive)
 
-        vector_grads: list[Tensor | None] = [None] * len(vectors)
-        total = sums.sum(0)
-        for parameter, first, width, column in backward.vectors:
-            known = vector_grads[parameter]
-            grad = torch.zeros_like(vectors[parameter]) if known is None else known
-            grad[first : first + width] += total[column : column + width]
-            vector_grads[parameter] = grad
-        matrix_grads: list[Tensor | None] = [None] * len(matrices)
-        for gradient, result in zip(backward.matrices, results, strict=True):
-            part = result[: gradient.width, : gradient.source_width]
-            known = matrix_grads[gradient.matrix]
-            matrix_grads[gradient.matrix] = part if known is None else known + part
-        return [*(grads.get(name) for name in self.names), *firsts, *vector_grads, *matrix_grads]
+        def finish() -> list[Tensor | None]:
+            vector_grads: list[Tensor | None] = [None] * len(vectors)
+            total = sums.sum(0)
+            for parameter, first, width, column in backward.vectors:
+                known = vector_grads[parameter]
+                grad = torch.zeros_like(vectors[parameter]) if known is None else known
+                grad[first : first + width] += total[column : column + width]
+                vector_grads[parameter] = grad
+            matrix_grads: list[Tensor | None] = [None] * len(matrices)
+            for gradient, result in zip(backward.matrices, results, strict=True):
+                part = result[: gradient.width, : gradient.source_width]
+                known = matrix_grads[gradient.matrix]
+                matrix_grads[gradient.matrix] = part if known is None else known + part
+            return [*(grads.get(name) for name in self.names), *firsts, *vector_grads, *matrix_grads]
+
+        return launch, finish
+
+
+class SideBySide:
+    """Tasks that do not wait for each other, as one: their arguments, results and what they keep come in turn."""
+
+    def __init__(self, tasks: Sequence[Task], counts: Sequence[int]) -> None:
+        """``counts``: how many arguments each has."""
+        self.tasks, self.counts = tuple(tasks), tuple(counts)
+
+    def shared_out(self, arguments: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+        taken = iter(arguments)
+        return [list(itertools.islice(taken, count)) for count in counts]
+
+    @property
+    def results(self) -> int:
+        return sum(task.results for task in self.tasks)
+
+    def times(self, number: int) -> SideBySide:
+        return SideBySide([task.times(number) for task in self.tasks], self.counts)
+
+    def of_sequences(self, count: int) -> list[bool]:
+        return [of for task, own in zip(self.tasks, self.counts, strict=True) for of in task.of_sequences(own)]
+
+    def wanted(self, needs: Sequence[bool]) -> tuple[frozenset[str], ...]:
+        parts = self.shared_out(needs, self.counts)
+        return tuple(task.wanted(part) for task, part in zip(self.tasks, parts, strict=True))
+
+    def by_reference(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        parts = self.shared_out(arguments, self.counts)
+        made = [task.by_reference(part) for task, part in zip(self.tasks, parts, strict=True)]
+        return tuple(itertools.chain.from_iterable(made))
+
+    def forward(
+        self, arguments: Sequence[Tensor], wanted: tuple[frozenset[str], ...] | None = None
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        parts = self.shared_out(arguments, self.counts)
+        asked = wanted or (None,) * len(parts)
+        begun = [t.going_forward(part, names) for t, part, names in zip(self.tasks, parts, asked, strict=True)]
+        run([launch for launch, _, _ in begun])
+        results = tuple(itertools.chain.from_iterable(made for _, made, _ in begun))
+        return results, list(itertools.chain.from_iterable(kept for _, _, kept in begun))
+
+    def backward(
+        self, arguments: list[Tensor], kept: list[Tensor], derivatives: list[Tensor],
+        wanted: tuple[frozenset[str], ...],
+    ) -> list[Tensor | None]:  # fmt: skip
+        own = self.shared_out(arguments, self.counts)
+        theirs = self.shared_out(kept, [len(task.fields) + 1 for task in self.tasks])
+        given = self.shared_out(derivatives, [task.results for task in self.tasks])
+        begun = [task.going_back(own[k], theirs[k], given[k], wanted[k]) for k, task in enumerate(self.tasks)]
+        run([launch for launch, _ in begun])
+        return list(itertools.chain.from_iterable(finish() for _, finish in begun))
 
 
 def _made(like: Tensor, zeros: bool, *shape: int) -> Tensor:
@@ -173,29 +279,6 @@ def _made(like: Tensor, zeros: bool, *shape: int) -> Tensor:
 def _columns_together(tensor: Tensor) -> Tensor:
     """A tensor whose last axis lies side by side; the others may be anywhere."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-class Unrolled(torch.autograd.Function):
-    """The kernels to autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, task: Task, *arguments: Tensor) -> tuple[Tensor, ...]:
-        needs = ctx.needs_input_grad[1:]
-        wanted = frozenset(name for name, need in zip(task.names, needs, strict=False) if need)
-        results, kept = task.forward(list(arguments), wanted)
-        ctx.task, ctx.wanted, ctx.count = task, wanted, len(arguments)
-        ctx.save_for_backward(*arguments, *kept)
-        return results
-
-    @staticmethod
-    def backward(ctx: Any, *derivatives: Tensor) -> tuple[Tensor | None, ...]:
-        saved = list(ctx.saved_tensors)
-        arguments, kept = saved[: ctx.count], saved[ctx.count :]
-        if torch.is_grad_enabled():
-            return (None, *_again_by_reference(ctx.task, arguments, list(derivatives), ctx.needs_input_grad[1:]))
-        grads = ctx.task.backward(arguments, kept, list(derivatives), ctx.wanted)
-        needed = zip(grads, arguments, ctx.needs_input_grad[1:], strict=True)
-        return (None, *(torch.zeros_like(a) if grad is None and need else grad for grad, a, need in needed))
 
 
 class GraphCell(Cell):
@@ -212,25 +295,3 @@ class GraphCell(Cell):
         y, *new = evaluate([traced.y, *traced.state], inputs, self.rows, self.matrices)
         batch = x.shape[0]
         return y.expand(batch, -1), type(state)(*(field.expand(batch, -1) for field in new))
-
-
-def _again_by_reference(
-    task: Task, arguments: list[Tensor], derivatives: list[Tensor], needs: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """Derivatives that can be differentiated again: the traced step in plain PyTorch, through the reference loop."""
-    own = [a.view_as(a) for a in arguments]  # so that what one argument owes to another is not counted here
-    n, fields, step = len(task.names), len(task.fields), task.step
-    inputs, state = own[:n], own[n : n + fields]
-    split = n + fields + step.vectors
-    rows, matrices = own[n + fields : split], own[split:]
-    like = namedtuple("like", task.fields)(*state)
-    sequence = Sequence(inputs[0], like, like, tuple(inputs[1:]) or None, task.lengths, None, task.reverse)
-    cell = GraphCell(step, rows, matrices, inputs[0].shape[2])
-    y, final, states = reference.run(cell, sequence, task.return_states)
-    results = [y, *(states if task.return_states else ()), *final]
-    wanted = [a for a, need in zip(own, needs, strict=True) if need]
-    pairs = [(r, d) for r, d in zip(results, derivatives, strict=True) if r.requires_grad]
-    made = iter(
-        torch.autograd.grad([r for r, _ in pairs], wanted, [d for _, d in pairs], create_graph=True, allow_unused=True)
-    )
-    return [next(made) if need else None for need in needs]

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -56,20 +57,44 @@ def hands() -> int:
     return torch.get_num_threads()
 
 
-def run(kernel: int, words: ctypes.Array, hands: int) -> None:
-    """Calls the compiled function at ``kernel`` with (words, thread, threads) on so many threads.
+@dataclass(frozen=True)
+class Work:
+    """A compiled function at ``kernel``, to be called with (words, thread, threads) on so many threads."""
 
-    Word 0 is for the kernel's address, word 1 for that of the meeting point's memory; both are set here.
+    kernel: int
+    words: ctypes.Array
+    hands: int
+
+
+class Team:
+    """Places in the words that a team of threads is told its work by."""
+
+    WORKS, HANDS, HEAD = range(3)
+    KERNEL, WORDS, FIRST, SHARE, EACH = range(5)  # of each work, behind the head
+
+
+def run(works: list[Work]) -> None:
+    """Runs compiled functions side by side, each on threads of its own.
+
+    Word 0 of each is for the kernel's address, word 1 for that of its meeting point's memory; both are set here.
     """
-    address = ctypes.addressof(words)
-    if hands == 1:
-        Kernel(kernel)(address, 0, 1)
+    if len(works) == 1 and works[0].hands == 1:
+        Kernel(works[0].kernel)(ctypes.addressof(works[0].words), 0, 1)
         return
-    meeting = (ctypes.c_int64 * (MEETING_WORDS + LINE))()
-    words[0], words[1] = kernel, (ctypes.addressof(meeting) + 63) // 64 * 64
+    meetings = (ctypes.c_int64 * (MEETING_WORDS * len(works) + LINE))()
+    meeting = (ctypes.addressof(meetings) + 63) // 64 * 64
+    team = (ctypes.c_int64 * (Team.HEAD + Team.EACH * len(works)))()
+    first = 0
+    for k, work in enumerate(works):
+        work.words[0], work.words[1] = work.kernel, meeting + 8 * MEETING_WORDS * k
+        place = Team.HEAD + Team.EACH * k
+        team[place + Team.KERNEL], team[place + Team.WORDS] = work.kernel, ctypes.addressof(work.words)
+        team[place + Team.FIRST], team[place + Team.SHARE] = first, work.hands
+        first += work.hands
+    team[Team.WORKS], team[Team.HANDS] = len(works), first
     library = openmp()
     assert library is not None
-    library.GOMP_parallel(ctypes.c_void_p(_entrance()), ctypes.c_void_p(address), hands, 0)
+    library.GOMP_parallel(ctypes.c_void_p(_entrance()), ctypes.c_void_p(ctypes.addressof(team)), first, 0)
 
 
 @functools.cache
@@ -79,16 +104,33 @@ def _entrance() -> int:
 
 @functools.cache
 def _entrance_code() -> Code:
-    """``enter(words)``: what each thread of a team calls; asks for its number and calls the kernel."""
+    """``enter(team)``: what each thread of a team calls; asks for its number and does its share of the work.
+
+    Where the system gives fewer threads than asked for, the first does all of it.
+    """
     library = openmp()
     assert library is not None
     module = Module(Target("float", 16))
     names = {"omp_get_thread_num": "throughtime_thread", "omp_get_num_threads": "throughtime_threads"}
-    with module.function("enter", "ptr %words") as f:
+    with module.function("enter", "ptr %team") as f:
+
+        def word(place: str) -> str:
+            return f.let(f"load i64, ptr {f.at('%team', place, 'i64')}")
+
         asked = [f.call(name, "i32") for name in names.values()]
         number, threads = (f.let(f"sext i32 {value} to i64") for value in asked)
-        kernel = f.let(f"load ptr, ptr {f.at('%words', 0, 'i64')}")
-        f.line(f"call void {kernel}(ptr %words, i64 {number}, i64 {threads})")
+        complete = f.compare("eq", threads, word(str(Team.HANDS)))
+        with f.loop("0", word(str(Team.WORKS))) as k:
+            place = f.add(f.mul(k, Team.EACH), Team.HEAD)
+            first = f.select(complete, word(f.add(place, Team.FIRST)), "0")
+            share = f.select(complete, word(f.add(place, Team.SHARE)), "1")
+            own = f.sub(number, first)
+            after, before = f.compare("sge", own, "0"), f.compare("slt", own, share)
+            with f.when(f.let(f"and i1 {after}, {before}")):
+                kernel, words = (
+                    f.let(f"inttoptr i64 {word(f.add(place, at))} to ptr") for at in (Team.KERNEL, Team.WORDS)
+                )
+                f.line(f"call void {kernel}(ptr {words}, i64 {own}, i64 {share})")
     return assemble(
         module.text(),
         {name: ctypes.cast(getattr(library, c), ctypes.c_void_p).value or 0 for c, name in names.items()},

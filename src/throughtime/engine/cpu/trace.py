@@ -96,7 +96,8 @@ def _flat(widths: Any) -> list[int]:
 
 def with_data(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The tensor, or one with numbers in place of one that has none (of the meta device, or a compiler's)."""
-    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "cpu"
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type == "cpu" and not wrapped
     if plain and dtype in (None, tensor.dtype):
         return tensor.detach()
     shape = [int(size) for size in tensor.shape]

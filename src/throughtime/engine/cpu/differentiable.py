@@ -1,0 +1,132 @@
+"""The kernels to autograd and to the transforms of torch.func.
+
+`Unrolled` is the way forward, `Returned` the way back; both know what to do under vmap. A derivative of the way back is
+found by the reference loop, which PyTorch knows how to differentiate as often as one likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from throughtime.engine.cpu.task import SideBySide, Task
+
+AnyTask = Task | SideBySide
+
+
+def differentiably(task: AnyTask, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The results of a task, such that derivatives can be taken by its arguments."""
+    transformed = in_transform()  # then arguments do not tell what will be needed
+    wanted = task.wanted([transformed or a.requires_grad for a in arguments])
+    return Unrolled.apply(task, wanted, *arguments)[: task.results]
+
+
+def in_transform() -> bool:
+    """Whether the program now stands inside a transform of torch.func."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+class Unrolled(torch.autograd.Function):
+    """``(task, wanted, *arguments) -> (*results, *kept)``."""
+
+    @staticmethod
+    def forward(task: AnyTask, wanted: Any, *arguments: Tensor) -> tuple[Tensor, ...]:
+        results, kept = task.forward(list(arguments), wanted)
+        return (*results, *kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        task, wanted, *arguments = inputs
+        kept = output[task.results :]
+        ctx.task, ctx.wanted, ctx.count = task, wanted, len(arguments)
+        ctx.set_materialize_grads(False)  # of what is kept there are none
+        ctx.mark_non_differentiable(*kept)
+        ctx.shapes = [result.shape for result in output[: task.results]]
+        ctx.save_for_backward(*arguments, *kept)
+
+    @staticmethod
+    def backward(ctx: Any, *derivatives: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2:]
+        given = [
+            saved[0].new_zeros(shape) if d is None else d for d, shape in zip(derivatives, ctx.shapes, strict=False)
+        ]
+        made = iter(Returned.apply(ctx.task, ctx.wanted, needs, *saved, *given))
+        return (None, None, *(next(made) if need else None for need in needs))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, task: AnyTask, wanted: Any, *arguments: Tensor) -> tuple:
+        dims, number = in_dims[2:], info.batch_size
+        of_sequences = task.of_sequences(len(arguments))
+        if any(dim is not None and not of for dim, of in zip(dims, of_sequences, strict=True)):
+            return _one_by_one(lambda own: Unrolled.apply(task, wanted, *own), number, arguments, dims)
+        # where the weights are the same for all, it is one batch
+        folded = [
+            _folded(a, dim, number) if of else a for a, dim, of in zip(arguments, dims, of_sequences, strict=True)
+        ]
+        made = Unrolled.apply(task.times(number), wanted, *folded)
+        return tuple(m.unflatten(0, (number, len(m) // number)) for m in made), (0,) * len(made)
+
+
+class Returned(torch.autograd.Function):
+    """``(task, wanted, needs, *arguments, *kept, *derivatives)`` to the derivatives by the arguments that need one."""
+
+    @staticmethod
+    def forward(task: AnyTask, wanted: Any, needs: Sequence[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
+        arguments, kept, derivatives = _shared_out(task, needs, tensors)
+        made = task.backward(arguments, kept, derivatives, wanted)
+        needed = zip(made, arguments, needs, strict=True)
+        return tuple(torch.zeros_like(a) if grad is None else grad for grad, a, need in needed if need)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        ctx.task, _, ctx.needs, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *second: Tensor) -> tuple[Tensor | None, ...]:
+        task, needs = ctx.task, ctx.needs
+        arguments, kept, derivatives = _shared_out(task, needs, ctx.saved_tensors)
+
+        def derived(*tensors: Tensor) -> tuple[Tensor, ...]:
+            back = torch.func.vjp(lambda *own: task.by_reference(own), *tensors[: len(needs)])[1]
+            made = back(tuple(tensors[len(needs) :]))
+            return tuple(grad for grad, need in zip(made, needs, strict=True) if need)
+
+        back = torch.func.vjp(derived, *arguments, *derivatives)[1]
+        made = back(tuple(second))
+        return (None, None, None, *made[: len(needs)], *[None] * len(kept), *made[len(needs) :])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, task: AnyTask, wanted: Any, needs: Sequence[bool], *tensors: Tensor) -> tuple:
+        return _one_by_one(lambda own: Returned.apply(task, wanted, needs, *own), info.batch_size, tensors, in_dims[3:])
+
+
+def _shared_out(
+    task: AnyTask, needs: Sequence[bool], tensors: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Arguments, what is kept, derivatives."""
+    first, last = len(needs), len(tensors) - task.results
+    return list(tensors[:first]), list(tensors[first:last]), list(tensors[last:])
+
+
+def _folded(tensor: Tensor, dim: int | None, number: int) -> Tensor:
+    """(N, B, ...) as (N * B, ...)."""
+    apart = tensor.expand(number, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return apart.reshape(number * apart.shape[1], *apart.shape[2:])
+
+
+def _one_by_one(
+    call: Callable[[list[Tensor]], tuple[Tensor, ...]], number: int, tensors: Sequence[Tensor], dims: Sequence
+) -> tuple:
+    """A call for each of what vmap maps over: kernels take one set of weights."""
+    made = [call([_taken(t, dim, k) for t, dim in zip(tensors, dims, strict=True)]) for k in range(number)]
+    stacked = tuple(torch.stack(parts) for parts in zip(*made, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _taken(tensor: Tensor, dim: int | None, k: int) -> Tensor:
+    return tensor if dim is None else tensor.select(dim, k)
