@@ -86,6 +86,25 @@ def test_the_same_data_in_other_tables(trained: Path, tmp_path: Path) -> None:
     assert model.evaluate(jsonl) == found
 
 
+def test_texts_are_read_from_tables_without_labels(trained: Path, tmp_path: Path, run: Run) -> None:
+    texts = [text for text, _ in reviews(9, seed=7)]
+    lines = tmp_path / "lines"
+    lines.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    wanted = run("predict", trained, "--input", lines).out
+    table = tmp_path / "new.csv"
+    table.write_text("id,text\n" + "".join(f'{k},"{text}"\n' for k, text in enumerate(texts)), encoding="utf-8")
+    jsonl = tmp_path / "new.jsonl"
+    jsonl.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    for path in (table, jsonl):
+        assert run("predict", trained, "--input", path).out == wanted
+    assert run("predict", trained, "--input", jsonl.rename(tmp_path / "new"), "--format", "jsonl").out == wanted
+    as_lines = run("predict", trained, "--input", table, "--format", "lines").out
+    assert len(as_lines.splitlines()) == 10  # with the first, which names the columns
+    table.write_text("id,words\n1,fine\n", encoding="utf-8")
+    assert_told(run("predict", trained, "--input", table), r"new.csv:2: no column 'text' here \(it has id, words\)")
+    assert_told(run("predict", trained, "--input", table, "--format", "xml"), "format 'xml' is unknown; choose one of")
+
+
 def test_attention_is_drawn_over_the_words(trained: Path) -> None:
     model = classify.load(trained)
     (example,) = model.examples(["the film was a lovely the plot"])
@@ -118,6 +137,8 @@ def test_trees_with_their_phrases(tmp_path: Path, run: Run) -> None:
     assert model.labels == ["negative", "positive"]
     assert [len(model.settings.read(data, part)[1]) for part in ("train", "test")] == [48, 16]
     assert model.read(data)[0].words == ("a", "lovely", "film")
+    told = run("predict", tmp_path / "run", "--input", data, "--format", "trees").out.splitlines()
+    assert len(told) == 24  # the neutral ones too
     (example,) = model.examples(["a film that 's fine"])
     assert example.words == ("a", "film", "that", "'s", "fine")
 

@@ -174,6 +174,7 @@ def test_a_job_trains_and_its_run_knows_it(tmp_path):
         (["train", "toy", "--out", "{out}/new", "--optimizer", "x"], "optimizer must be one of rmsprop, sgd"),
         (["train", "toy", "--out", "/proc/none"], "cannot write /proc/none"),
         (["evaluate", "{out}/nowhere"], "does not exist; name the folder of a run"),
+        (["evaluate", "--text", "x"], "no folder of a run among the arguments; give it first"),
         (["evaluate", "{out}/checkpoint"], "is not the folder of a run"),
         (["generate", "{out}"], "is a run of 'toy', which knows no `generate`"),
         (["fail", "system"], "No such file or directory (/nowhere/at/all)"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +20,14 @@ from throughtime.errors import UserError
 def inspect(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
     text: Annotated[
-        Path | None, typer.Option(help="Text to read; by default the model reads what it writes itself.")
+        Path | None, typer.Option(help="Text to read; by default a model that writes reads what it writes itself.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Data like the training data, for runs of classify and label; by default the run's validation data. "
+            "The longest sequence in it is read."
+        ),
     ] = None,
     length: Annotated[int, typer.Option(min=10, max=2000, help="How many units of it.")] = 200,
     out: Annotated[Path | None, typer.Option(help="The page; RUN/inside.html by default.")] = None,
@@ -31,12 +41,15 @@ def inspect(
     config = load_config(run)
     if config.job not in _READERS:
         raise UserError(f"{run} is a run of {config.job!r}; inspect knows runs of {', '.join(_READERS)}")
-    network, x, target, pieces = _READERS[config.job](run, text, length)
+    if text is not None and data is not None:
+        raise UserError("one of --text and --data says what to read, not both")
+    network, x, target, pieces = _READERS[config.job](run, text, data, length)
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
 
-    sections = inside_sections(network, x, loss, text=pieces)
+    with _wide_fonts():
+        sections = inside_sections(network, x, loss, text=pieces)
     course = course_section(read_metrics(run))
     if course is not None:
         sections.insert(0, course)
@@ -46,15 +59,36 @@ def inspect(
         title=f"Inside {run.resolve().name}",
         lead=" ".join(sections[1 if course is not None else 0].sentences[:1]),
         sections=sections,
-        settings={name.replace("_", " "): value for name, value in config.settings.items() if name != "vocabulary"},
+        settings={
+            name.replace("_", " "): value
+            for name, value in config.settings.items()
+            if name not in ("vocabulary", "model") and value is not None
+        },
     )
     typer.echo(str(page))
 
 
-def _language(run: Path, text: Path | None, length: int) -> tuple[Any, torch.Tensor, torch.Tensor, list[str]]:
+@contextlib.contextmanager
+def _wide_fonts() -> Iterator[None]:
+    """Signs that the usual font lacks are taken from one that has them, if there is one; else a box stands for them."""
+    import matplotlib as mpl
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    fonts: Any = {"font.family": ["DejaVu Sans", *(name for name in _WIDE if name in there)]}
+    with mpl.rc_context(fonts), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        yield
+
+
+def _language(
+    run: Path, text: Path | None, data: Path | None, length: int
+) -> tuple[Any, torch.Tensor, torch.Tensor, list[str]]:
     """The network, what it reads, what comes next, and the units as text."""
     from throughtime.tasks import language
 
+    if data is not None:
+        raise UserError(f"{run} is a run of 'language', which reads a text: give it with --text")
     model = language.load(run)
     if text is None:
         read = "".join(model.generate(length=length + 1))
@@ -75,4 +109,27 @@ def _language(run: Path, text: Path | None, length: int) -> tuple[Any, torch.Ten
     return model.network, known[:, :-1], known[:, 1:], pieces
 
 
-_READERS = {"language": _language}
+def _classify(run: Path, text: Path | None, data: Path | None, length: int) -> Any:
+    from throughtime.tasks import classify
+    from throughtime.tasks.reading_inside import along_classified
+
+    return along_classified(classify.load(run), text, data, length)
+
+
+def _label(run: Path, text: Path | None, data: Path | None, length: int) -> Any:
+    from throughtime.tasks import label
+    from throughtime.tasks.reading_inside import along_labelled
+
+    return along_labelled(label.load(run), text, data, length)
+
+
+_WIDE = (  # fonts with Chinese signs, by the systems that bring them
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "Droid Sans Fallback",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "SimHei",
+)
+_READERS = {"language": _language, "classify": _classify, "label": _label}

@@ -92,11 +92,7 @@ def predict_label(
         told(model.predict_read(model.settings.read(input_, labelled=False, form=form)))
         return
     for lines in groups(lines_of(input_), str(input_) != "-"):
-        told(model.predict([_parted(model, line) for line in lines]))
-
-
-def _parted(model: LabelModel, line: str) -> list[str]:
-    return list("".join(line.split())) if model.segments else line.split()
+        told(model.predict_read([model.sentence(line) for line in lines]))
 
 
 def _told(model: LabelModel, one: Labelled) -> str:
@@ -122,7 +118,7 @@ def _streamed(model: LabelModel, path: Path, look_ahead: int | None, as_json: bo
     """A line of input ends a sentence."""
     stream = model.stream(look_ahead)
     for line in lines_of(path):
-        for word in _parted(model, line):
+        for word in model.sentence(line).words:
             _say_words(stream.push(word), as_json)
         _say_words(stream.close(), as_json)
         if not as_json:

@@ -65,7 +65,8 @@ class States:
             small = max(3.0, min(8.0, 700 / max(1, len(shown))))
             # a dollar sign would begin mathematics
             labels = [piece.replace("$", r"\$") for piece in shown]
-            axes.set_xticks(range(len(shown)), labels, fontsize=small)
+            upright = 90 if any(len(piece) > 3 for piece in shown) else 0  # words beside one another need the room
+            axes.set_xticks(range(len(shown)), labels, fontsize=small, rotation=upright)
             axes.tick_params(axis="x", length=0)
         finish(axes, f"States {self.name}".strip(), "step" if not self.text else "text", "unit")
 

@@ -94,11 +94,7 @@ class LabelModel:
         Raises:
             UserError: the model needs further columns beside the words; `predict_read` takes them.
         """
-        if self.settings.has_extras:
-            raise UserError(
-                "the model reads further columns beside the words; give a file of columns, with --format conll"
-            )
-        return self.predict_read([Sentence(tuple(words), (), "", Path(), 0) for words in sentences])
+        return self.predict_read([self._bare(words) for words in sentences])
 
     def predict_read(self, sentences: Sequence[Sentence]) -> list[Labelled]:
         """Labels sentences as they are read from files, with their further columns; their labels are not looked at."""
@@ -135,6 +131,22 @@ class LabelModel:
         """How many labels the model does not have, so that it must miss them."""
         known = set(self.labels)
         return sum(label not in known for s in sentences for label in rewritten(s.labels, self.scheme))
+
+    def sentence(self, line: str) -> Sentence:
+        """A line of text as the model reads it: its words, or its characters where borders of words are labelled.
+
+        Raises:
+            UserError: the model needs further columns beside the words.
+        """
+        return self._bare("".join(line.split()) if self.segments else line.split())
+
+    def _bare(self, words: Sequence[str]) -> Sentence:
+        if self.settings.has_extras:
+            raise UserError(
+                "the model reads further columns beside the words, which a line of words does not have; give a file "
+                "of columns (to predict, with --format conll)"
+            )
+        return Sentence(tuple(words), (), "", Path(), 0)
 
     def tokens(self, sentences: Sequence[Sentence]) -> Tokens:
         """Sentences as the network takes them, on its device."""
