@@ -99,7 +99,7 @@ class Looking(tt.Cell):
         return h, self.State(h)
 
 
-def test_a_scan_compiles_for_the_time_it_is_shown():
+def test_a_complex_state_compiles():
     module = layers("lru")
     same(compiled(module), module, module, torch.randn(3, 6, 3, dtype=torch.float64))
 
@@ -185,8 +185,6 @@ def test_an_operator_does_not_trust_its_arguments():
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_step_as_text_is_that_step(name):
-    if name == "lru":
-        pytest.skip("its state is complex")
     cell = make_cell(name, 3, 5).train()
     noise = cell.noise(2, 4)
     step = trace(cell, dict(cell.named_parameters()) | dict(cell.named_buffers()), widths_of(noise))

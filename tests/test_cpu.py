@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import namedtuple
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from torch import nn
 import throughtime as tt
 from cases import CELLS, gradients, make_cell, random_state
 from throughtime.engine.cpu import adjoint, graph, machine
+from throughtime.engine.cpu.complex_numbers import real_parts
 from throughtime.engine.cpu.trace import flatten, trace, widths_of
 
 close = torch.testing.assert_close
-COMPILED = [name for name in CELLS if name != "lru"]  # whose state is complex
 SOME = ["elman", "jordan", "lstm", "gru-cho", "lstm-layernorm", "mingru"]
 
 
@@ -91,14 +92,15 @@ def test_the_number_of_threads_changes_nothing(name, batch, threads):
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", CELLS)
 def test_single_precision_is_as_near_to_double_as_pytorch_is(name):
     cell, x, state = case(name, 5, 12)
 
     def run(backend):
         return lambda *a: tt.unroll(*a, backend=backend)[0:1]
 
-    exact_cell, exact_state = cell.double(), type(state)(*(field.double() for field in state))
+    exact_state = type(state)(*(field.to(torch.complex128 if field.is_complex() else torch.double) for field in state))
+    exact_cell = cell.double()
     exact = gradients(exact_cell, x.double(), exact_state, run("reference"))
     cell, x, state = case(name, 5, 12)
     ours, theirs = (gradients(cell, x, state, run(backend)) for backend in ("cpu", "reference"))
@@ -107,10 +109,54 @@ def test_single_precision_is_as_near_to_double_as_pytorch_is(name):
         assert (one - true).abs().max() <= allowed
 
 
+class Turning(tt.Cell):
+    """A complex state beside a real one, with all that kernels know of complex numbers."""
+
+    State = namedtuple("State", ["angle", "z"])
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.input = nn.Linear(input_size, 2 * hidden_size)
+        self.turn = nn.Parameter(torch.randn(hidden_size))
+        self.size = nn.Parameter(torch.rand(hidden_size))
+
+    def initial_state(self, batch_size):
+        zeros = self.turn.new_zeros(batch_size, self.hidden_size)
+        return self.State(zeros, torch.complex(zeros, zeros + 1))
+
+    def step(self, x, state):
+        a, b = self.input(x).chunk(2, dim=-1)
+        drive = torch.polar(torch.ones_like(a), a) - torch.complex(b, a).conj() * 0.3
+        factor = torch.exp(torch.complex(-self.size, self.turn))
+        z = factor * state.z / torch.complex(2 + b.tanh(), a) + drive / (1 + b.square())
+        z = torch.where(b > 0, z, -z) + self.size
+        angle = 0.5 * state.angle + z.abs()
+        return z.imag - angle, self.State(angle, z)
+
+
+def test_complex_numbers_of_an_own_cell():
+    cell = Turning(3, 5).double()
+    x, state = torch.randn(4, 6, 3, dtype=torch.float64), random_state(cell, 4)
+    assert tt.explain(cell).backend == "cpu"
+    resets = torch.rand(4, 6) < 0.3
+    for options in ({}, {"lengths": [6, 0, 3, 1], "resets": resets}, {"reverse": True, "return_states": True}):
+        ours, theirs = (
+            gradients(cell, x, state, lambda *a, b=backend, o=options: tt.unroll(*a, backend=b, **o))
+            for backend in ("cpu", "reference")
+        )
+        close(ours, theirs)
+    stepper = tt.Stepper([cell], 4)
+    stepper.state = (state,)
+    y, final = tt.unroll(cell, x, state)
+    for t in range(6):
+        close(stepper.step(x[:, t]), y[:, t])
+    close(stepper.state[0], final)
+
+
 # the way from a step to a graph and its adjoint
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", CELLS)
 def test_the_graph_is_the_step_and_its_adjoint_the_derivative(name):
     cell, x, state = case(name, 4, 1, dtype=torch.float64)
     cell.train()
@@ -120,7 +166,7 @@ def test_the_graph_is_the_step_and_its_adjoint_the_derivative(name):
     made = step.prologue(*parameters.values())
     rows = [r.detach().requires_grad_() for r in made[: step.vectors]]
     matrices = [m.detach().requires_grad_() for m in made[step.vectors :]]
-    inputs = {"x": x[:, 0]} | {f"state.{n}": f for n, f in zip(step.fields, state, strict=True)}
+    inputs = {"x": x[:, 0]} | {f"state.{n}": f for n, f in zip(step.fields, real_parts(state), strict=True)}
     inputs |= {f"noise.{k}": part[:, 0] for k, part in enumerate(flatten(noise))}
     inputs = {n: t.detach().requires_grad_() for n, t in inputs.items()}
     roots = [step.y, *step.state]

@@ -71,7 +71,8 @@ class Decay(LinearCell):
 
 def test_an_own_linear_cell_is_scanned():
     cell = Decay(3, 5).double()
-    assert tt.explain(cell).backend == "scan"
+    assert tt.explain(cell).backend == "cpu"
+    assert tt.explain(cell, "scan").backend == "scan"
     x = torch.randn(4, 7, 3, dtype=torch.float64)
     resets = torch.rand(4, 7) < 0.3
     state, options = random_state(cell, 4), {"lengths": [7, 0, 3, 1], "resets": resets}

@@ -312,8 +312,9 @@ def test_arguments_that_do_not_fit_are_refused(options, message):
 
 
 def test_the_plan_is_told():
-    assert tt.explain(LRU(3, 5)).backend == "scan"
-    plan = tt.explain(LearnedInitialState(LRU(3, 5)))
+    assert tt.explain(LRU(3, 5)).backend == "cpu"
+    assert tt.explain(LRU(3, 5).to("meta")).backend == "scan"
+    plan = tt.explain(LearnedInitialState(LRU(3, 5)).to("meta"))
     assert plan.backend == "reference"
     assert "not a LinearCell" in str(plan)
     plan = tt.explain(LSTM(3, 5))

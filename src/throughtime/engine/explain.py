@@ -41,9 +41,8 @@ def explain(cell: Cell, backend: str = "auto") -> Plan:
     """The plan by which `unroll` would run the cell: the backend, why not another, and its stages.
 
     >>> from throughtime.cells import LRU
-    >>> print(explain(LRU(3, 5)))
+    >>> print(explain(LRU(3, 5), "scan"))
     LRU: backend scan
-      not cpu: its state is complex
 
     Raises:
         ValueError: the backend is unknown, or named and unable to take the cell.

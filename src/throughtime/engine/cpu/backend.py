@@ -16,6 +16,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from throughtime.cells.cell import Cell
 from throughtime.cells.wrappers import Wrapper
 from throughtime.engine.cpu import operators
+from throughtime.engine.cpu.complex_numbers import real_parts, rejoined
 from throughtime.engine.cpu.differentiable import differentiably, in_transform
 from throughtime.engine.cpu.kernels import REAL
 from throughtime.engine.cpu.machine import instruction_set
@@ -30,7 +31,7 @@ class Resetting(Wrapper):
 
     def step(self, x: Tensor, state: Any, noise: Any = None) -> tuple[Tensor, Any]:
         inner, reset, initial = noise
-        state = map_state(lambda old, new: torch.where(reset != 0, new, old), state, type(state)(*initial))
+        state = map_state(lambda old, new: torch.where(reset != 0, new, old), state, rejoined(initial, state))
         return self.inner_step(x, state, inner)
 
 
@@ -55,7 +56,7 @@ def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Resul
     own = tensors_of(cell)
     tensors = [tensor for tensor in own.values() if isinstance(tensor, nn.Parameter) or tensor.is_floating_point()]
     if sequence is not None:
-        tensors += [sequence.x, *sequence.state, *flatten(sequence.noise)]
+        tensors += [sequence.x, *real_parts(sequence.state), *flatten(sequence.noise)]
     why = _unfit(tensors)
     if why:
         return why
@@ -72,7 +73,7 @@ def _unfit(tensors: list[Tensor]) -> str:
     """Why kernels cannot read these, or nothing."""
     for tensor in tensors:
         if tensor.is_complex():
-            return "its state is complex"
+            return "it has complex parameters"
         if tensor.device.type != "cpu":
             return f"it runs on the CPU, not on {tensor.device.type}"
         if tensor.dtype not in REAL:
@@ -97,7 +98,7 @@ def noise_of(sequence: Sequence) -> Any:
     """The noise of a sequence, with resets as part of it."""
     if sequence.resets is None:
         return sequence.noise
-    initial = tuple(field[:, None].expand(-1, sequence.steps, -1) for field in sequence.initial)
+    initial = tuple(part[:, None].expand(-1, sequence.steps, -1) for part in real_parts(sequence.initial))
     return sequence.noise, _borders(sequence).to(sequence.x.dtype), initial
 
 
@@ -169,7 +170,7 @@ class Offer:
         sequence = self.sequence
         assert sequence is not None
         made = rows_and_matrices(self.prepared, self.tensors, sequence.x.dtype)
-        arguments = [sequence.x, *flatten(self.noise), *sequence.state, *made]
+        arguments = [sequence.x, *flatten(self.noise), *real_parts(sequence.state), *made]
         batch, steps, lengths, reverse = sequence.batch_size, sequence.steps, sequence.lengths, sequence.reverse
         return Task(self.prepared, batch, steps, lengths, reverse, return_states), arguments
 
@@ -204,7 +205,7 @@ def _run_compiled(
     assert sequence is not None
     made = _numbers(operators.rows_and_matrices(operators.prologue(*named), list(tensors.values())), sequence.x.dtype)
     rows = operators.vectors(*named)
-    inputs, state = [sequence.x, *flatten(noise)], list(sequence.state)
+    inputs, state = [sequence.x, *flatten(noise)], real_parts(sequence.state)
     results = operators.unroll(
         operators.text(*named), inputs, state, made[:rows], made[rows:], sequence.lengths,
         sequence.reverse, return_states,
@@ -225,9 +226,9 @@ def _numbers(made: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
 
 def _result(sequence: Sequence | None, results: Any, return_states: bool) -> Result:
     assert sequence is not None
-    like, fields = type(sequence.state), len(sequence.state)
-    final = like(*results[-fields:])
-    return results[0], final, like(*results[1 : 1 + fields]) if return_states else None
+    like, fields = sequence.state, len(real_parts(sequence.state))
+    final = rejoined(results[-fields:], like)
+    return results[0], final, rejoined(results[1 : 1 + fields], like) if return_states else None
 
 
 def _borders(sequence: Sequence) -> Tensor:

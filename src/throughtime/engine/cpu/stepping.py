@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from throughtime.cells.cell import Cell
 from throughtime.engine.cpu import threads
 from throughtime.engine.cpu.backend import Prepared, prepare, rows_and_matrices, tensors_of
+from throughtime.engine.cpu.complex_numbers import real_parts, rejoined
 from throughtime.engine.cpu.emit import Function, Module
 from throughtime.engine.cpu.gemm import panel_width, provide_gemm
 from throughtime.engine.cpu.half import declare_half, half_gemm_name, halved, provide_half
@@ -128,7 +129,7 @@ class Layer:
         shapes = tuple((m.shape[0], m.shape[1]) for m in self.matrices)
         kernels = compiled_step(prepared, shapes, dtype, given=given, half=half)
         self.kernel, self.layout, self.program = kernels.forward, kernels.forward_layout, kernels.program
-        self.kernels, self.state_type, self.rows = kernels, type(initial), rows
+        self.kernels, self.like, self.rows = kernels, initial, rows
         layout, panel = self.layout, panel_width(kernels.target)
         self.panels = {
             pack: in_panels(self.matrices[pack[0]].T if pack[1] else self.matrices[pack[0]], panel, half=half)
@@ -163,10 +164,11 @@ class Layer:
 
     def state(self, turn: int) -> Any:
         """A copy of the state that stands at a place."""
-        return self.state_type(*(field[:, :n].clone() for field, n in zip(self.states[turn], self.widths, strict=True)))
+        fields = (field[:, :n].clone() for field, n in zip(self.states[turn], self.widths, strict=True))
+        return rejoined(fields, self.like)
 
     def set_state(self, state: Any, turn: int) -> None:
-        for field, width, given in zip(self.states[turn], self.widths, state, strict=True):
+        for field, width, given in zip(self.states[turn], self.widths, real_parts(state), strict=True):
             field[:, :width] = given.detach()
 
 

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from throughtime.cells.cell import Cell, checked_step
+from throughtime.engine.cpu.complex_numbers import OPERATIONS, Pair, real_fields, real_parts, rejoined
 from throughtime.engine.cpu.graph import Graph, Node, evaluate
 
 aten = torch.ops.aten
@@ -49,7 +50,7 @@ class _Step(nn.Module):
 
     def forward(self, x: Tensor, state: Any, noise: Any) -> tuple[Tensor, ...]:
         y, new = checked_step(self.cell, x, state, noise)
-        return (y, *new)
+        return (y, *real_parts(new))
 
 
 class _Initial(nn.Module):
@@ -121,19 +122,18 @@ def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
     tensors = {name: p.detach() for name, p in parameters.items()}
     stand_ins = {f"cell.{name}": value for name, value in tensors.items()}
     initial = functional_call(_Initial(cell), stand_ins, ())
-    like = next(iter(initial))
+    parts = real_parts(initial)
+    like = parts[0]
     if min(_flat(widths), default=0) < 0 or any(field.dim() != 2 for field in initial):
         raise Untraceable("its state or noise is not made of rows (B, N)")
-    if any(field.is_complex() for field in initial):
-        raise Untraceable("its state is complex")
     x = like.new_empty(ROWS, cell.input_size)
-    state = [field.new_empty(ROWS, field.shape[1]) for field in initial]
+    state = [part.new_empty(ROWS, part.shape[1]) for part in parts]
     draws = [like.new_empty(ROWS, width) for width in _flat(widths)]
     module = _Step(cell)
 
     def run(tensors: dict[str, Tensor], x: Tensor, state: list[Tensor], draws: list[Tensor]) -> Any:
         stand_ins = {f"cell.{name}": value for name, value in tensors.items()}
-        arguments = (x, type(initial)(*state), nested(widths, iter(draws)))
+        arguments = (x, rejoined(state, initial), nested(widths, iter(draws)))
         return functional_call(module, stand_ins, arguments)
 
     table = get_decompositions(
@@ -148,7 +148,7 @@ def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
         )
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise Untraceable(f"its step cannot be traced: {str(error).splitlines()[0]}") from error
-    step = _Reader(traced, list(tensors), initial._fields, len(draws)).read()
+    step = _Reader(traced, list(tensors), real_fields(initial), len(draws)).read()
     _check(step, run, tensors, x, state, draws)
     return step
 
@@ -207,7 +207,7 @@ class _Reader:
         self.graph = Graph()
         self.values: dict[fx.Node, Any] = {}  # what depends on input or state
         self.fixed: set[fx.Node] = set()  # what depends on parameters alone
-        self.vectors: dict[fx.Node, int] = {}
+        self.vectors: dict[tuple[fx.Node, str], int] = {}  # with which part of a complex one
         self.matrices: dict[tuple[fx.Node, tuple], int] = {}  # with columns (first, width)
 
     def read(self) -> Step:
@@ -228,6 +228,8 @@ class _Reader:
                     self.values[node] = self.convert(node)
             elif node.op == "output":
                 outputs = tuple(node.args[0])
+        if outputs[0].meta["val"].is_complex():
+            raise Untraceable("its output is complex")
         roots = [self.row(output) for output in outputs]
         widths = [node.meta["val"].shape[1] for node in inputs[1 : 1 + len(self.fields)]]
         for name, root, width in zip(self.fields, roots[1:], widths, strict=True):
@@ -247,25 +249,35 @@ class _Reader:
         if not isinstance(value, fx.Node):
             raise Untraceable(f"an operand {value!r}")
         if value in self.values:
-            return self.values[value]
+            found = self.values[value]
+            if isinstance(found, Pair):
+                raise Untraceable("a complex value where kernels know real ones alone")
+            return found
+        return self.vector(value, "")
+
+    def vector(self, value: fx.Node, part: str) -> Node:
+        """What depends on parameters alone as a row: the real or imaginary part of a complex one."""
+        while value.target is aten.expand.default and cast(fx.Node, value.args[0]).meta["val"].dim() == 1:
+            value = cast(fx.Node, value.args[0])  # the same for each row
         made = value.meta["val"]
-        fill = self._constant(value)
+        if made.is_complex() and not part:
+            raise Untraceable("a complex value where kernels know real ones alone")
+        fill = _fill(value)
         if fill is not None:
             return self.graph.const(fill)
         if made.dim() > 1 and made.shape[0] != 1:
             raise Untraceable(f"a parameter of shape {tuple(made.shape)} outside a matrix product")
-        number = self.vectors.setdefault(value, len(self.vectors))
+        number = self.vectors.setdefault((value, part), len(self.vectors))
         return self.graph.vector(number, made.numel())
 
-    def _constant(self, node: Any) -> float | None:
-        """The number that a tensor of one number is full of, whatever its shape."""
-        if node.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default):
-            return 0.0
-        if node.target in (aten.ones.default, aten.ones_like.default, aten.new_ones.default):
-            return 1.0
-        if node.target in (aten.full.default, aten.full_like.default, aten.new_full.default):
-            return float(node.args[1] if node.target is not aten.new_full.default else node.args[2])
-        return None
+    def complex_or_row(self, value: Any) -> Any:
+        """An operand of an operation on complex values: a pair of rows, a row, or what is no tensor."""
+        if isinstance(value, fx.Node):
+            if value in self.values:
+                return self.values[value]
+            if value.meta["val"].is_complex():
+                return Pair(self.vector(value, "real"), self.vector(value, "imag"))
+        return self.row(value) if isinstance(value, (fx.Node, float)) else value
 
     def product(self, source: Node, weight: Any, flipped: bool) -> Node:
         """Source times a weight (N, K) transposed; over each part of a concatenation apart."""
@@ -289,16 +301,25 @@ class _Reader:
         target = node.target
         if target is operator.getitem:
             return self.values[node.args[0]][node.args[1]]
+        tensors = [a for a in (node, *node.all_input_nodes) if isinstance(a.meta["val"], Tensor)]
+        if any(isinstance(self.values.get(a), Pair) or a.meta["val"].is_complex() for a in tensors):
+            return self.complex_value(node)
         handler = HANDLERS.get(target)
         if handler is None:
             raise Untraceable(f"{target} is not among its operations")
         return handler(self, node)
 
+    def complex_value(self, node: Any) -> Any:
+        operation = OPERATIONS.get(node.target)
+        if operation is None or node.kwargs:
+            raise Untraceable(f"{node.target} of complex values is not among its operations")
+        return operation(self.graph, *(self.complex_or_row(a) for a in node.args))
+
     def _prologue(self, parameters: list[fx.Node]) -> fx.GraphModule:
         """PyTorch's graph cut down to what depends on parameters alone."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
-        needed = set(self.vectors) | {weight for weight, _ in self.matrices}
+        needed = {value for value, _ in self.vectors} | {weight for weight, _ in self.matrices}
         pending = list(needed)
         while pending:
             for argument in pending.pop().all_input_nodes:
@@ -308,7 +329,9 @@ class _Reader:
         for node in self.traced.graph.nodes:
             if node in parameters or node in needed:
                 copies[node] = graph.node_copy(node, lambda n: copies[n])
-        results = [graph.call_method("reshape", (copies[n], -1)) for n in self.vectors]
+        parts = {"": lambda n: n, "real": lambda n: graph.call_function(torch.real, (n,))}
+        parts["imag"] = lambda n: graph.call_function(torch.imag, (n,))
+        results = [graph.call_method("reshape", (parts[part](copies[n]), -1)) for n, part in self.vectors]
         for weight, (flipped, first, width) in self.matrices:
             matrix = copies[weight]
             if flipped:
@@ -318,6 +341,17 @@ class _Reader:
             results.append(matrix)
         graph.output(tuple(results))
         return fx.GraphModule(self.traced, graph)
+
+
+FILLS: dict[Any, float] = dict.fromkeys((aten.zeros, aten.zeros_like, aten.new_zeros), 0.0)
+FILLS |= dict.fromkeys((aten.ones, aten.ones_like, aten.new_ones), 1.0)
+
+
+def _fill(node: Any) -> float | None:
+    """The number that a tensor of one number is full of, whatever its shape."""
+    if node.target in (aten.full.default, aten.full_like.default, aten.new_full.default):
+        return float(node.args[1] if node.target is not aten.new_full.default else node.args[2])
+    return FILLS.get(getattr(node.target, "overloadpacket", None))
 
 
 Handler = Callable[[_Reader, Any], Any]
@@ -358,6 +392,13 @@ _pointwise("greater", aten.gt.Tensor, aten.gt.Scalar)
 _pointwise("greater_equal", aten.ge.Tensor, aten.ge.Scalar)
 _pointwise("equal", aten.eq.Tensor, aten.eq.Scalar)
 _pointwise("where", aten.where.self)
+
+
+@handles(aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
+def _full(reader: _Reader, node: Any) -> Node:
+    value = _fill(node)
+    assert value is not None
+    return reader.graph.const(value)
 
 
 @handles(aten.ne.Tensor, aten.ne.Scalar)
