@@ -1,5 +1,6 @@
 """The long-memory problems are those of the papers, and the study goes on where it stopped."""
 
+import dataclasses
 import json
 import math
 
@@ -7,11 +8,15 @@ import pytest
 import torch
 import typer.testing
 
+from throughtime.cells import Elman
 from throughtime.cli.app import root
 from throughtime.cli.study import study
+from throughtime.engine import unroll
 from throughtime.errors import UserError
+from throughtime.learning.regularise import vanishing_gradient_penalty
 from throughtime.studies import memory as run
 from throughtime.studies import temporal_order as order
+from throughtime.studies.kept_norm import regularised_gradients
 from throughtime.studies.problems import PROBLEMS, problem_named
 
 QUICK = run.Settings(hidden=4, batch=16, steps=40, check=20)
@@ -139,7 +144,7 @@ def test_study_goes_on_where_it_stopped(tmp_path):
     assert "| adding | gru-chrono | 10 | 0 of 1 |" in text
     run.figure(both).savefig(tmp_path / "figure.png")
     results.write_text("{}\n")
-    with pytest.raises(UserError, match=r"results\.jsonl:1 is not an outcome"):
+    with pytest.raises(UserError, match=r"results\.jsonl:1 is not a result of a memory study"):
         run.read_outcomes(results)
 
 
@@ -180,20 +185,89 @@ def test_command_line(tmp_path):
     assert any(group.name == "study" for group in root.registered_groups)
 
 
-def test_temporal_order_begins_to_learn_and_is_tested_far_beyond():
-    recipe = order.Recipe(shortest=10, longest=12, weight=0.1, rate=0.05)
-    network, steps = order.train_temporal_order(recipe, steps=150, check=50)
-    assert steps == 150
-    assert order.errors_at(network, 12, 500, 3) < 0.6 < 0.7 < order.errors_at(order.OrderNetwork(recipe), 12, 500, 3)
-    result = order.study_temporal_order(recipe, minutes=0, lengths=(12, 2000), count=200)
+SHORT = order.Recipe(shortest=10, longest=12, steps=300, weight=0.1, rate=0.05, momentum=0.5, cool=0.2)
+
+
+def test_temporal_order_is_learned_and_tested_far_beyond(monkeypatch):
+    monkeypatch.setattr(order, "PASSED", 1000)
+    training = order.Training(SHORT)
+    before = order.errors_at(training.network, 12, 500, 3)
+    told = []
+    training.run(check=100, tell=lambda step, error, left: told.append(step))
+    assert training.solved
+    assert told == list(range(100, training.steps + 1, 100))
+    assert order.errors_at(training.network, 12, 500, 3) < 0.02 < 0.6 < before
+    result = order.study_temporal_order(SHORT, minutes=0, lengths=(12, 2000), count=200)
     assert set(result.errors) == {12, 2000}
-    assert json.loads(order.as_json(result))["tested"] == {"12": 200, "2000": 100}
+    assert (result.tested, result.steps, result.solved) == (200, 0, False)
     assert order.order_figure([result]).axes
 
 
+def test_a_stopped_network_goes_on_as_if_it_had_not_stopped(tmp_path):
+    recipe = dataclasses.replace(SHORT, rate=0.001)
+    whole = order.Training(recipe)
+    whole.run(check=20)
+    kept = tmp_path / "deep" / "kept.safetensors"
+
+    def stop(step, error, left):
+        if step == 140:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        order.Training(recipe, kept).run(check=20, tell=stop)
+    again = order.Training(recipe, kept)
+    assert again.steps == 140
+    again.run(check=20)
+    assert again.steps == whole.steps == 300
+    for one, other in zip(again.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rate_falls_to_zero_at_the_end():
+    recipe = order.Recipe(steps=100, rate=0.2, cool=0.5)
+    assert [round(recipe.rate_at(k), 6) for k in (0, 50, 75, 100)] == [0.2, 0.2, 0.1, 0.0]
+    assert order.Recipe(steps=100, rate=0.2, cool=0).rate_at(99) == 0.2
+
+
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_closed_form_is_the_general_regulariser(weight):
+    torch.manual_seed(0)
+    cell, answer = Elman(6, 9).double(), torch.nn.Linear(9, 4).double()
+    x, target = torch.randn(5, 23, 6, dtype=torch.float64), torch.randint(0, 4, (5,))
+
+    def loss(y):
+        return torch.nn.functional.cross_entropy(answer(y[:, -1]), target)
+
+    penalty = vanishing_gradient_penalty(cell, x, loss) / 23
+    whole = loss(unroll(cell, x)[0])
+    (whole + weight * penalty).backward()
+    parameters = [*cell.parameters(), *answer.parameters()]
+    expected = [p.grad.clone() for p in parameters]
+    found = regularised_gradients(cell, answer, x, target, weight)
+    assert found == pytest.approx((whole.item(), penalty.item() if weight else 0.0), rel=1e-10)
+    for parameter, grad in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-9, atol=1e-12)
+
+
 def test_command_line_of_temporal_order(tmp_path):
-    arguments = ["temporal-order", "--out", str(tmp_path), "--minutes", "0", "--shortest", "10", "--longest", "12"]
-    result = typer.testing.CliRunner().invoke(study, [*arguments, "--count", "100"])
+    arguments = ["temporal-order", "--out", str(tmp_path), "--shortest", "10", "--longest", "12", "--steps", "20"]
+    arguments += ["--check", "10", "--count", "100"]
+    result = typer.testing.CliRunner().invoke(study, arguments)
     assert result.exit_code == 0, result.output
-    assert "length 5000:" in result.output
-    assert {p.name for p in tmp_path.iterdir()} == {"results.jsonl", "figure.png"}
+    assert "step 20: " in result.output
+    assert "length 5000: " in result.output
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".jsonl", ".png", ".safetensors"]
+    again = typer.testing.CliRunner().invoke(study, arguments)
+    assert again.exit_code == 0, again.output
+    assert "step 20: " not in again.output
+    first, second = order.read_results(tmp_path / "results.jsonl")
+    assert first == second
+    assert first.steps == 20
+
+
+@pytest.mark.parametrize("command", ["memory", "temporal-order"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, command):
+    (tmp_path / "file").write_text("")
+    wrong = typer.testing.CliRunner().invoke(study, [command, "--out", str(tmp_path / "file")])
+    assert isinstance(wrong.exception, UserError)
+    assert "is a file" in str(wrong.exception)

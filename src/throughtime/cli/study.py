@@ -11,6 +11,7 @@ from rich.console import Console
 
 from throughtime.cli.app import root
 from throughtime.errors import UserError
+from throughtime.learning.storage import full_disk_told
 
 study = typer.Typer(
     help="Put the same question to many cells.",
@@ -83,46 +84,91 @@ def memory(
         if status is not None:
             status.stop()
     text = run.table(outcomes)
-    (out / "table.md").write_text(text, encoding="utf-8")
-    run.figure(outcomes).savefig(out / "figure.png", dpi=110)
+    with full_disk_told(out):
+        (out / "table.md").write_text(text, encoding="utf-8")
+        run.figure(outcomes).savefig(out / "figure.png", dpi=110)
     typer.echo(text)
     console.print(f"{out / 'table.md'} and {out / 'figure.png'} are written", soft_wrap=True)
 
 
 @study.command("temporal-order")
 def temporal_order(
-    out: Annotated[Path, typer.Option(help="Folder for results.jsonl and figure.png.")] = Path("runs/temporal-order"),
-    minutes: Annotated[float, typer.Option(min=0, help="For training.")] = 60.0,
+    out: Annotated[Path, typer.Option(help="Folder for results.jsonl, the network and figure.png.")] = Path(
+        "runs/temporal-order"
+    ),
     shortest: Annotated[int, typer.Option(min=10, help="The shortest sequences trained on.")] = 50,
     longest: Annotated[int, typer.Option(min=10, help="The longest sequences trained on.")] = 100,
-    rate: Annotated[float, typer.Option(min=1e-9, help="Learning rate.")] = 0.01,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps at most.")] = 40_000,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="For training; by default as long as the steps take.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences a training step.")] = 20,
+    rate: Annotated[float, typer.Option(min=1e-9, help="Learning rate.")] = 0.001,
+    cool: Annotated[float, typer.Option(min=0, max=1, help="The share of the steps in which it falls to 0.")] = 0.5,
     momentum: Annotated[float, typer.Option(min=0, max=0.999, help="Momentum.")] = 0.9,
-    weight: Annotated[float, typer.Option(min=0, help="Weight of the vanishing-gradient regulariser.")] = 1.0,
+    clip: Annotated[float, typer.Option(min=1e-9, help="The norm that gradients are clipped to.")] = 1.0,
+    weight: Annotated[float, typer.Option(min=0, help="Weight of the vanishing-gradient regulariser.")] = 50.0,
     radius: Annotated[float, typer.Option(min=0.01, help="The spectral radius to begin with.")] = 0.95,
-    count: Annotated[int, typer.Option(min=1, help="Sequences to test on, fewer beyond 200 steps.")] = 10_000,
+    count: Annotated[int, typer.Option(min=1, help="Sequences to test on at each length.")] = 10_000,
+    check: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 1,
 ) -> None:
-    """Train one tanh network of 50 units on short sequences and test it on long ones (Pascanu et al. 2013)."""
+    """Train one tanh network of 50 units on short sequences and test it on long ones (Pascanu et al. 2013).
+
+    Training ends when 50,000 sequences of the longest length have no error. Give the same command again to go on where
+    it stopped; the figure has all results of the folder.
+    """
     from throughtime.studies import temporal_order as order
+    from throughtime.studies.lines import append_line, check_writable
 
     if shortest > longest:
         raise UserError(f"--shortest {shortest} is above --longest {longest}")
+    results = out / "results.jsonl"
+    check_writable(results)
+    before = order.read_results(results)
     console = Console(stderr=True)
     recipe = order.Recipe(
-        shortest=shortest, longest=longest, rate=rate, momentum=momentum, weight=weight, radius=radius, seed=seed
+        shortest=shortest,
+        longest=longest,
+        batch=batch,
+        steps=steps,
+        rate=rate,
+        cool=cool,
+        momentum=momentum,
+        clip=clip,
+        weight=weight,
+        radius=radius,
+        seed=seed,
     )
-    result = order.study_temporal_order(
-        recipe,
-        minutes=minutes,
-        count=count,
-        tell=lambda step, error: console.print(f"step {step:,}: {error:.1%} wrong at {longest} steps"),
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "results.jsonl", "a", encoding="utf-8") as file:
-        file.write(order.as_json(result) + "\n")
-    order.order_figure([result]).savefig(out / "figure.png", dpi=110)
+
+    def tell(step: int, error: float, left: float) -> None:
+        console.print(
+            f"step {step:,}: {error:.1%} wrong at {longest} steps, at most {_duration(left)} left",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    kept = out / f"{order.name_of(recipe)}.safetensors"
+    try:
+        result = order.study_temporal_order(
+            recipe,
+            minutes=math.inf if minutes is None else minutes,
+            count=count,
+            check=check,
+            kept=kept,
+            tell=tell,
+        )
+    except KeyboardInterrupt:
+        console.print(f"stopped; the network is in {kept}: the same command goes on from there", soft_wrap=True)
+        raise
+    append_line(results, result)
+    latest = {one.recipe: one for one in [*before, result]}  # what was trained further counts once
+    with full_disk_told(out / "figure.png"):
+        order.order_figure(list(latest.values())).savefig(out / "figure.png", dpi=110)
+    ended = "without an error in training's last test" if result.solved else "not yet without errors"
+    typer.echo(f"{result.steps:,} steps in {_duration(result.seconds)} of computing, {ended}")
     for length, error in result.errors.items():
-        typer.echo(f"length {length}: {error:.2%} of {result.tested[length]:,} wrong")
+        typer.echo(f"length {length}: {round(error * result.tested):,} of {result.tested:,} wrong")
 
 
 root.add_typer(study, name="study")

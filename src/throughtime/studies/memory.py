@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,10 +20,12 @@ from throughtime.errors import UserError
 from throughtime.insight.figures import new_figure
 from throughtime.layers import Recurrent
 from throughtime.learning.initialisation import chrono_, identity_, orthogonal_
+from throughtime.studies.lines import append_line, check_writable, read_lines
 from throughtime.studies.problems import Batch, Problem, problem_named
 
 TESTED = 1000  # sequences a score is measured on
-FURTHER = 10  # times the length: where a solution is tested for whether it holds on
+FURTHER = 10  # times the length: where it is tested whether what was learned holds on
+FURTHER_STEPS = 400_000  # of all sequences of that test together, which is the dear one
 
 # Cells of the catalogue with another beginning. A lag is the length of the task.
 STARTS: dict[str, tuple[str, Callable[[nn.Module, int], None]]] = {
@@ -79,9 +80,10 @@ class Outcome:
     settings: Settings
     parameters: int
     steps: int
-    seconds: float
+    seconds: float  # by the clock
+    processor: float  # seconds of computing, which other work on the machine does not lengthen
     score: float
-    further: float | None  # the score at ten times the length, of what was solved
+    further: float | None  # the score at ten times the length; none where training diverged
     chance: float
     solved: bool
     stopped: str  # "solved", "steps", "time", or "diverged"
@@ -140,7 +142,7 @@ def run_case(
         network = Network(case.cell, problem, settings.hidden, case.length)
         drawn = torch.Generator().manual_seed(_seed(case, "training"))
         optimiser = torch.optim.Adam(network.parameters(), settings.rate)
-        began = time.monotonic()
+        began, computed = time.monotonic(), time.process_time()
         score, step, stopped = measure(network, problem, case, case.length), 0, "steps"
         while step < settings.steps:
             loss = problem.loss(network(batch := problem.draw(settings.batch, case.length, drawn)), batch)
@@ -166,14 +168,15 @@ def run_case(
                 if over:
                     stopped = "time"
                     break
-        took = time.monotonic() - began
-        further = measure(network, problem, case, FURTHER * case.length) if stopped == "solved" else None
+        took, computed = time.monotonic() - began, time.process_time() - computed
+        further = None if stopped == "diverged" else measure(network, problem, case, FURTHER * case.length)
     return Outcome(
         **asdict(case),
         settings=settings,
         parameters=sum(p.numel() for p in network.parameters()),
         steps=step,
         seconds=round(took, 2),
+        processor=round(computed, 2),
         score=score,
         further=further,
         chance=problem.chance(case.length),
@@ -192,13 +195,14 @@ def measure(network: Network, problem: Problem, case: Case, length: int) -> floa
     network.eval()
     scores = []
     size = max(1, min(TESTED, 200_000 // length))
-    for first in range(0, TESTED, size):
-        batch = problem.draw(min(size, TESTED - first), length, generator)
+    tested = max(1, TESTED if length == case.length else min(TESTED, FURTHER_STEPS // length))
+    for first in range(0, tested, size):
+        batch = problem.draw(min(size, tested - first), length, generator)
         if batch.lengths is not None:
             batch = _whole(problem, len(batch.x), length, generator)
         scores.append((problem.score(network(batch), batch), len(batch.x)))
     network.train()
-    return sum(score * count for score, count in scores) / TESTED
+    return sum(score * count for score, count in scores) / tested
 
 
 def _whole(problem: Problem, size: int, length: int, generator: torch.Generator) -> Batch:
@@ -245,6 +249,7 @@ def memory_study(
         problem = problem_named(case.task)
         problem.draw(1, case.length, torch.Generator())
         Network(case.cell, problem, settings.hidden, case.length)
+    check_writable(results)
     outcomes = {outcome.case: outcome for outcome in read_outcomes(results) if outcome.settings == settings}
     left = [case for case in cases if case not in outcomes]
     began = time.monotonic()
@@ -259,7 +264,7 @@ def memory_study(
 
         outcome = run_case(case, settings, seconds=share, tell=tell)
         outcomes[case] = outcome
-        append_outcome(results, outcome)
+        append_line(results, outcome)
     return [outcomes[case] for case in cases]
 
 
@@ -288,31 +293,28 @@ def read_outcomes(path: Path) -> list[Outcome]:
     Raises:
         UserError: a line is not an outcome.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [_outcome(line, path, number) for number, line in enumerate(lines[:-1], 1) if line.strip()]
+    return read_lines(path, _outcome, "a memory study")
 
 
-def _outcome(line: str, path: Path, number: int) -> Outcome:
-    try:
-        values: dict[str, Any] = json.loads(line)
-        return Outcome(**{**values, "settings": Settings(**values["settings"])})
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise UserError(f"{path}:{number} is not an outcome of a memory study; give another file") from error
+def _outcome(values: dict[str, Any]) -> Outcome:
+    return Outcome(**{**values, "settings": Settings(**values["settings"])})
 
 
-def append_outcome(path: Path, outcome: Outcome) -> None:
-    """Adds a line, whole; what an interrupted line left goes first."""
-    line = json.dumps(asdict(outcome)) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        file.seek(0)
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
-        file.seek(0, 2)
-        file.write(line.encode())
+class Spread(NamedTuple):
+    """What several runs came to."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(float(np.median(values)), min(values), max(values))
+
+    def __str__(self) -> str:
+        if self.least == self.most:
+            return f"{self.median:.3g}"
+        return f"{self.median:.3g} ({self.least:.3g} to {self.most:.3g})"
 
 
 @dataclass(frozen=True)
@@ -324,11 +326,11 @@ class Row:
     length: int
     solved: int
     runs: int
-    score: float  # median
-    further: float | None  # median over what was solved
+    score: Spread
+    further: Spread | None  # of the runs that have one
     chance: float
     steps: float  # mean
-    seconds: float  # mean
+    processor: float  # mean
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -343,11 +345,11 @@ def summary(outcomes: Sequence[Outcome]) -> list[Row]:
             length,
             sum(o.solved for o in group),
             len(group),
-            float(np.median([o.score for o in group])),
-            float(np.median(far)) if (far := [o.further for o in group if o.further is not None]) else None,
+            Spread.of([o.score for o in group]),
+            Spread.of(far) if (far := [o.further for o in group if o.further is not None]) else None,
             group[0].chance,
             float(np.mean([o.steps for o in group])),
-            float(np.mean([o.seconds for o in group])),
+            float(np.mean([o.processor for o in group])),
         )
         for (task, cell, length), group in groups.items()
     ]
@@ -356,14 +358,15 @@ def summary(outcomes: Sequence[Outcome]) -> list[Row]:
 def table(outcomes: Sequence[Outcome]) -> str:
     """The study as a table in Markdown."""
     lines = [
-        "| task | cell | length | solved | score (median) | at ten times the length | chance | steps | seconds |",
+        "| task | cell | length | solved | score: median (range) | at ten times the length | chance | steps "
+        "| seconds of computing |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in summary(outcomes):
-        further = "" if row.further is None else f"{row.further:.4g}"
+        further = "" if row.further is None else row.further
         lines.append(
-            f"| {row.task} | {row.cell} | {row.length} | {row.solved} of {row.runs} | {row.score:.4g} | {further} | "
-            f"{row.chance:.4g} | {row.steps:,.0f} | {row.seconds:,.0f} |"
+            f"| {row.task} | {row.cell} | {row.length} | {row.solved} of {row.runs} | {row.score} | {further} | "
+            f"{row.chance:.3g} | {row.steps:,.0f} | {row.processor:,.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -402,9 +405,9 @@ def _way(row: Row) -> float:
     """0 at chance, 1 where the task is solved; for errors on a logarithmic scale."""
     problem = problem_named(row.task)
     if problem.measure == "squared error":
-        way = math.log(row.chance / max(row.score, 1e-12)) / math.log(row.chance / problem.bar)
+        way = math.log(row.chance / max(row.score.median, 1e-12)) / math.log(row.chance / problem.bar)
     else:
-        way = (row.score - row.chance) / (problem.bar - row.chance)
+        way = (row.score.median - row.chance) / (problem.bar - row.chance)
     return min(1.0, max(0.0, way)) if math.isfinite(way) else 0.0
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,22 +20,32 @@ from throughtime.cells import Elman
 from throughtime.engine import unroll
 from throughtime.insight.figures import finish, legend, new_figure
 from throughtime.learning.initialisation import spectral_radius_
-from throughtime.learning.regularise import vanishing_gradient_penalty
+from throughtime.learning.run_folder import fill
+from throughtime.learning.storage import full_disk_told, read_tensors, tensor_bytes, write_file
+from throughtime.studies.kept_norm import regularised_gradients
+from throughtime.studies.lines import read_lines
 from throughtime.studies.problems import PROBLEMS
 
 _PROBLEM = PROBLEMS["temporal-order"]
+_KIND = "temporal order"
+PASSED = 50_000  # sequences of the longest length without an error, where training ends
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How the network is trained: SGD, clipping by norm, and the regulariser, as in the paper.
 
+    The rate stays until `cool` of the steps are left, and falls to 0 along a line from there, so that the last errors
+    go. The regulariser is summed over the steps of a sequence in the paper, and averaged over them here.
+
     Args:
         shortest: training lengths are uniform between this one ...
         longest: ... and this one.
         hidden: units.
         batch: sequences a step.
+        steps: training steps at most.
         rate: learning rate.
+        cool: the share of the steps in which the rate falls.
         momentum: of SGD; the paper has none.
         clip: the norm that gradients are clipped to.
         weight: of the regulariser.
@@ -44,12 +57,18 @@ class Recipe:
     longest: int = 100
     hidden: int = 50
     batch: int = 20
-    rate: float = 0.01
+    steps: int = 40_000
+    rate: float = 0.001
+    cool: float = 0.5
     momentum: float = 0.9
     clip: float = 1.0
-    weight: float = 1.0
+    weight: float = 50.0
     radius: float = 0.95
     seed: int = 1
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.rate * min(1.0, (1 - step / self.steps) / self.cool) if self.cool else self.rate
 
 
 class OrderNetwork(nn.Module):
@@ -65,66 +84,88 @@ class OrderNetwork(nn.Module):
         return self.answer(unroll(self.cell, x)[0][:, -1])
 
 
-@dataclass(frozen=True)
-class OrderResult:
-    """What came of it."""
-
-    recipe: Recipe
-    steps: int
-    seconds: float
-    errors: dict[int, float]  # share of wrong answers by length
-    tested: dict[int, int]  # on how many sequences
-
-
-def train_temporal_order(
-    recipe: Recipe | None = None,
-    *,
-    minutes: float = 60.0,
-    steps: int | None = None,
-    check: int = 100,
-    tell: Callable[[int, float], None] = lambda step, error: None,
-) -> tuple[OrderNetwork, int]:
-    """Trains until 10,000 sequences of the longest length have no error, or minutes or steps are over.
+class Training:
+    """One network on its way, and all that is needed to go on with it.
 
     Args:
         recipe: how.
-        minutes: at most so many.
-        steps: at most so many.
-        check: steps between two measurements.
-        tell: called with the step and the share of errors at each measurement.
-
-    Returns:
-        The network, and how many steps it took.
+        kept: the file that it is kept in between measurements, and goes on from where it is there.
     """
-    recipe = Recipe() if recipe is None else recipe
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        network = OrderNetwork(recipe)
-    drawn = torch.Generator().manual_seed(recipe.seed)
-    optimiser = torch.optim.SGD(network.parameters(), recipe.rate, momentum=recipe.momentum)
-    began, step = time.monotonic(), 0
-    while (steps is None or step < steps) and time.monotonic() - began < 60 * minutes:
-        length = int(torch.randint(recipe.shortest, recipe.longest + 1, (), generator=drawn))
-        batch = _PROBLEM.draw(recipe.batch, length, drawn)
 
-        def loss(y: Tensor, target: Tensor = batch.target) -> Tensor:
-            return nn.functional.cross_entropy(network.answer(y[:, -1]), target)
+    def __init__(self, recipe: Recipe, kept: Path | None = None) -> None:
+        self.recipe, self.kept = recipe, kept
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.network = OrderNetwork(recipe)
+        self.drawn = torch.Generator().manual_seed(recipe.seed)
+        self.moving = [torch.zeros_like(p) for p in self.network.parameters()]  # SGD's momentum
+        self.steps = 0
+        self.seconds = 0.0  # of computing
+        self.solved = False
+        if kept is not None and kept.exists():
+            self._read(kept)
 
-        total = loss(unroll(network.cell, batch.x)[0])
-        if recipe.weight:
-            total = total + recipe.weight * vanishing_gradient_penalty(network.cell, batch.x, loss) / length
-        optimiser.zero_grad()
-        total.backward()
+    def step(self) -> tuple[float, float]:
+        """Takes a step; the loss and the penalty before it."""
+        recipe, network = self.recipe, self.network
+        length = int(torch.randint(recipe.shortest, recipe.longest + 1, (), generator=self.drawn))
+        batch = _PROBLEM.draw(recipe.batch, length, self.drawn)
+        found = regularised_gradients(network.cell, network.answer, batch.x, batch.target, recipe.weight)
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
-        optimiser.step()
-        step += 1
-        if step % check == 0:
-            error = errors_at(network, recipe.longest, 1000, recipe.seed)
-            tell(step, error)
+        with torch.no_grad():
+            for parameter, moving in zip(network.parameters(), self.moving, strict=True):
+                moving.mul_(recipe.momentum).add_(cast("Tensor", parameter.grad))
+                parameter.sub_(recipe.rate_at(self.steps) * moving)
+        self.steps += 1
+        return found
+
+    def run(
+        self,
+        *,
+        minutes: float = math.inf,
+        check: int = 1000,
+        tell: Callable[[int, float, float], None] = lambda step, error, left: None,
+    ) -> None:
+        """Trains until `PASSED` sequences of the longest length have no error, or the steps or minutes are over.
+
+        Args:
+            minutes: at most so many, by the clock.
+            check: steps between two measurements.
+            tell: called at each measurement with the step, the share of errors, and the seconds that all steps that
+                are left would take.
+        """
+        recipe = self.recipe
+        began = time.monotonic()
+        while not self.solved and self.steps < recipe.steps and time.monotonic() - began < 60 * minutes:
+            computed, first = time.process_time(), self.steps
+            while self.steps < min(recipe.steps, first - first % check + check):
+                self.step()
+                if time.monotonic() - began >= 60 * minutes:
+                    break
+            error = errors_at(self.network, recipe.longest, 1000, recipe.seed)
             # only what passes a small test is put to the large one
-            if error == 0 and errors_at(network, recipe.longest, 10_000, recipe.seed + 1) == 0:
-                break
-    return network, step
+            self.solved = error == 0 and errors_at(self.network, recipe.longest, PASSED, recipe.seed + 1) == 0
+            took = time.process_time() - computed
+            self.seconds += took
+            if self.kept is not None:
+                self._write(self.kept)
+            tell(self.steps, error, (recipe.steps - self.steps) * took / max(1, self.steps - first))
+
+    def _write(self, path: Path) -> None:
+        about = torch.tensor([self.steps, self.seconds, self.solved], dtype=torch.float64)
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"moving.{n}": moving for n, moving in enumerate(self.moving)}
+        with full_disk_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, tensor_bytes(_KIND, {**tensors, "drawn": self.drawn.get_state(), "about": about}))
+
+    def _read(self, path: Path) -> None:
+        tensors = read_tensors(path, _KIND)
+        fill(self.network, {name[8:]: tensors[name] for name in tensors if name.startswith("network.")}, path)
+        self.moving = [tensors[f"moving.{n}"] for n in range(len(self.moving))]
+        self.drawn.set_state(tensors["drawn"])
+        steps, self.seconds, solved = tensors["about"].tolist()
+        self.steps, self.solved = int(steps), bool(solved)
 
 
 @torch.no_grad()
@@ -138,30 +179,68 @@ def errors_at(network: nn.Module, length: int, count: int, seed: int) -> float:
     return wrong / count
 
 
+@dataclass(frozen=True)
+class OrderResult:
+    """What came of it."""
+
+    recipe: Recipe
+    steps: int
+    seconds: float  # of computing
+    solved: bool  # whether training ended for want of errors
+    errors: dict[int, float]  # share of wrong answers by length
+    tested: int  # on how many sequences each
+
+
 def study_temporal_order(
     recipe: Recipe | None = None,
     *,
-    minutes: float = 60.0,
+    minutes: float = math.inf,
     lengths: Sequence[int] = (50, 100, 150, 200, 500, 1000, 2000, 5000),
     count: int = 10_000,
-    tell: Callable[[int, float], None] = lambda step, error: None,
+    check: int = 1000,
+    kept: Path | None = None,
+    tell: Callable[[int, float, float], None] = lambda step, error, left: None,
 ) -> OrderResult:
-    """Trains, then tests at lengths that were never seen: on ``count`` sequences, on fewer beyond 200 steps.
+    """Trains, then tests at lengths that were never seen, on sequences that had no part in when training ended.
 
     Args:
         recipe: how to train.
-        minutes: for training.
+        minutes: for training, at most.
         lengths: to test at.
-        count: sequences tested; at lengths above 200 so many fewer that the work stays the same.
-        tell: see `train_temporal_order`.
+        count: sequences tested at each.
+        check: steps between two measurements.
+        kept: see `Training`.
+        tell: see `Training.run`.
     """
-    recipe = Recipe() if recipe is None else recipe
-    began = time.monotonic()
-    network, steps = train_temporal_order(recipe, minutes=minutes, tell=tell)
-    took = time.monotonic() - began
-    tested = {length: max(100, min(count, math.ceil(count * 200 / length))) for length in lengths}
-    errors = {length: errors_at(network, length, tested[length], recipe.seed + 2) for length in lengths}
-    return OrderResult(recipe, steps, round(took, 1), errors, tested)
+    training = Training(Recipe() if recipe is None else recipe, kept)
+    training.run(minutes=minutes, check=check, tell=tell)
+    recipe = training.recipe
+    errors = {length: errors_at(training.network, length, count, recipe.seed + 2) for length in lengths}
+    return OrderResult(recipe, training.steps, round(training.seconds, 1), training.solved, errors, count)
+
+
+def name_of(recipe: Recipe) -> str:
+    """A name for files of a recipe, another one for each.
+
+    >>> name_of(Recipe(seed=3)) != name_of(Recipe(seed=3, rate=0.1))
+    True
+    """
+    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()
+    return f"trained-{recipe.shortest}-{recipe.longest}-seed-{recipe.seed}-{digest[:8]}"
+
+
+def read_results(path: Path) -> list[OrderResult]:
+    """The results in a file, one a line; none where there is none.
+
+    Raises:
+        UserError: a line is not a result.
+    """
+    return read_lines(path, _result, "a study of temporal order")
+
+
+def _result(values: dict[str, Any]) -> OrderResult:
+    errors = {int(length): error for length, error in values["errors"].items()}
+    return OrderResult(**{**values, "recipe": Recipe(**values["recipe"]), "errors": errors})
 
 
 def order_figure(results: Sequence[OrderResult]) -> Figure:
@@ -178,8 +257,3 @@ def order_figure(results: Sequence[OrderResult]) -> Figure:
     finish(axes, "Temporal order: one tanh network at lengths it never saw", "length, steps", "wrong, %")
     legend(axes)
     return figure
-
-
-def as_json(result: OrderResult) -> str:
-    """The result as one line."""
-    return json.dumps(asdict(result))
