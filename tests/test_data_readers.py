@@ -14,9 +14,10 @@ from throughtime.data.buckets import MOST, Buckets, in_order
 from throughtime.data.idx import read_idx, read_images
 from throughtime.data.index import WordIndex, split_validation
 from throughtime.data.lines import numbered_lines
-from throughtime.data.sentences import Columns, format_of, read_sentences
+from throughtime.data.sentences import Columns, Sentence, format_of, read_sentences
 from throughtime.data.series import read_ts, series_of_line
 from throughtime.data.spans import Span, labels_of, may_follow, scheme_of, segments_of, spans_of, words_of
+from throughtime.data.swap import SpanSwap
 from throughtime.data.tables import read_table
 from throughtime.data.trees import read_trees
 from throughtime.data.vectors import read_vectors
@@ -339,3 +340,28 @@ def test_no_class_is_left_without_training() -> None:
     assert len(valid) == 6
     assert 20 in train
     assert split_validation(["a", "b"], 0.5, seed=1) == ([0, 1], [])
+
+
+def test_spans_give_way_to_others_of_their_kind() -> None:
+    def sentence(text: str, labels: str) -> Sentence:
+        words = tuple(text.split())
+        return Sentence(words, tuple(labels.split()), "", Path("x"), 1, (tuple(word.upper() for word in words),))
+
+    first = sentence("from new york to rome at nine", "O B-city I-city O B-city O B-time")
+    second = sentence("at half past two in bonn", "O B-time I-time I-time O B-city")
+    swap = SpanSwap([first, second], "bioes")
+    drawn = np.random.default_rng(1)
+    seen = set()
+    for _ in range(60):
+        found = swap(first, 0.7, drawn)
+        assert found.extras == (tuple(word.upper() for word in found.words),)
+        spans = spans_of(found.labels)
+        assert labels_of(spans, len(found.words), "bioes") == list(found.labels)
+        assert [span.kind for span in spans] == ["city", "city", "time"]
+        outside = [word for word, label in zip(found.words, found.labels, strict=True) if label == "O"]
+        assert outside == ["from", "to", "at"]
+        seen |= {(span.kind, " ".join(found.words[span.start : span.stop])) for span in spans}
+    cities, times = ("new york", "rome", "bonn"), ("nine", "half past two")
+    assert seen == {*(("city", city) for city in cities), *(("time", time) for time in times)}
+    assert swap(second, 0.0, drawn).words == second.words
+    assert SpanSwap([first], "bio")(second, 1.0, drawn).words[:3] == ("at", "nine", "in")

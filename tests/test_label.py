@@ -33,7 +33,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path) -> Path:
     settings = Settings(
-        hidden=12, embedding=8, batch_size=8, crf=True, intent=True, characters=True, character_hidden=4, scheme="bioes"
+        hidden=12,
+        embedding=8,
+        batch_size=8,
+        crf=True,
+        intent=True,
+        characters=True,
+        character_hidden=4,
+        scheme="bioes",
+        swap_spans=0.3,
+        locked_dropout=True,
+        dropout=0.2,
     )
     training = Training(epochs=15, optimizer="adam", learning_rate=0.02, clip_norm=5)
     label.train(data, data.parent / "run", settings, training)
@@ -294,6 +304,8 @@ def test_what_is_wrong_with_the_data_is_told(data: Path, tmp_path: Path, run: Ru
     told("a O\n\nb O\n", "extra columns must be numbers by comma, like 2,3; not 'two'", "--extra-columns", "two")
     told("a O\n\nb O\n", "there is no column 0", "--extra-columns", "0")
     told("a O\n\nb O\n", "there is no digit to keep; give --strip-digit too", "--keep-digit")
+    told("a NN\n\nb VB\n", "its labels spell no spans to swap", "--swap-spans", 0.5)
+    told("a O\n\nb O\n", "swap spans must be at least 0 and at most 1, not 2", "--swap-spans", 2)
     told("a O\n\nb O\n", "intent pooling must be one of last, mean, max, attention", "--intent-pooling", "sum")
 
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from throughtime.cells import GRU
-from throughtime.layers import POOLINGS, CharacterFeatures, Pooling, Recurrent, TokenFeatures, Tokens, Windows
+from throughtime.layers import (
+    POOLINGS,
+    CharacterFeatures,
+    LockedDropout,
+    Pooling,
+    Recurrent,
+    TokenFeatures,
+    Tokens,
+    Windows,
+)
 
 
 @pytest.mark.parametrize("kind", POOLINGS)
@@ -120,3 +129,20 @@ def test_pretrained_vectors_take_their_rows() -> None:
     assert not features.words.weight.requires_grad
     with pytest.raises(ValueError, match="vectors of 2 numbers for an embedding of 3"):
         features.set_vectors(torch.tensor([1]), torch.zeros(1, 2), frozen=False)
+
+
+def test_what_locked_dropout_drops_is_dropped_at_all_steps() -> None:
+    torch.manual_seed(1)
+    y = torch.rand(40, 7, 50) + 1
+    dropped = LockedDropout(0.3)(y)
+    factor = (dropped / y).round(decimals=3)
+    assert torch.equal(factor, factor[:, :1].expand_as(factor))
+    assert factor.unique().tolist() == pytest.approx([0, 1 / 0.7], abs=1e-3)
+    assert float((factor == 0).float().mean()) == pytest.approx(0.3, abs=0.05)
+    assert not torch.equal(factor[0], factor[1])
+    features = TokenFeatures(9, 4, dropout=0.5, locked=True)
+    assert isinstance(features.dropout, LockedDropout)
+    tokens = Tokens(torch.tensor([[1, 1, 1, 1]]), torch.tensor([4]))
+    x = features(tokens)
+    assert torch.equal(x, x[:, :1].expand_as(x))
+    assert torch.equal(features.eval()(tokens), features.embed(tokens))

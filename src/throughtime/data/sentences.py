@@ -192,7 +192,7 @@ def _sentence(path: Path, rows: list[tuple[int, list[str]]], columns: Columns, w
     if columns.strip_digit:
         for (number, _), word_ in zip(rows, words, strict=True):
             if len(word_) < 2 or not word_[-1].isdigit():
-                raise UserError(f"{path}:{number}: {word_!r} has no digit at its end to strip; leave out --strip-digit")
+                raise UserError(f"{path}:{number}: {word_!r} has no digit at its end, which --strip-digit is for")
         if columns.keep_digit:
             extras.append(tuple(word_[-1] for word_ in words))
         words = [word_[:-1] for word_ in words]

@@ -2,9 +2,20 @@
 
 from throughtime.layers.characters import CharacterFeatures
 from throughtime.layers.crf import CRF
+from throughtime.layers.dropout import LockedDropout
 from throughtime.layers.pooling import POOLINGS, Pooling
 from throughtime.layers.recurrent import Recurrent
 from throughtime.layers.tokens import TokenFeatures, Tokens
 from throughtime.layers.windows import Windows
 
-__all__ = ["CRF", "POOLINGS", "CharacterFeatures", "Pooling", "Recurrent", "TokenFeatures", "Tokens", "Windows"]
+__all__ = [
+    "CRF",
+    "POOLINGS",
+    "CharacterFeatures",
+    "LockedDropout",
+    "Pooling",
+    "Recurrent",
+    "TokenFeatures",
+    "Tokens",
+    "Windows",
+]

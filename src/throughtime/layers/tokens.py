@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime.layers.characters import CharacterFeatures
+from throughtime.layers.dropout import LockedDropout
 from throughtime.layers.windows import Windows
 
 
@@ -40,6 +41,7 @@ class TokenFeatures(nn.Module):
         letter_hidden: units of each direction of the network that reads letters.
         window: steps each step sees, itself in the middle; odd.
         dropout: the chance of a feature to be dropped, in training.
+        locked: a feature that is dropped is at all steps of the sequence.
         cell: of the network that reads letters.
         extras: how many values each further column has, the unknown one among them.
         extra_embedding: features of each.
@@ -56,6 +58,7 @@ class TokenFeatures(nn.Module):
         letter_hidden: int = 25,
         window: int = 1,
         dropout: float = 0.0,
+        locked: bool = False,
         cell: str = "lstm",
         extras: Sequence[int] = (),
         extra_embedding: int = 20,
@@ -69,7 +72,7 @@ class TokenFeatures(nn.Module):
             nn.init.normal_(self.pairs.weight, std=embedding**-0.5)
         self.letters = CharacterFeatures(letters, letter_embedding, letter_hidden, cell) if letters else None
         self.extras = nn.ModuleList(nn.Embedding(values, extra_embedding) for values in extras)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = LockedDropout(dropout) if locked else nn.Dropout(dropout)
         self.windows = Windows(window)
         size = embedding * (2 if pairs else 1) + (self.letters.output_size if self.letters is not None else 0)
         size += extra_embedding * len(self.extras)

@@ -28,6 +28,7 @@ from throughtime.data.index import WordIndex, split_validation
 from throughtime.data.sentences import Sentence
 from throughtime.data.spans import Span, labels_of, scheme_of, spans_of, words_of
 from throughtime.data.streams import IGNORED
+from throughtime.data.swap import SpanSwap
 from throughtime.errors import UserError
 from throughtime.layers import Tokens
 from throughtime.learning import Loss, Training, begin_run, fit, load_model, load_settings, seed_all
@@ -189,10 +190,13 @@ class LabelProblem:
         lengths = [len(sentence.words) for sentence in training]
         self._buckets = Buckets(lengths, model.settings.batch_size, seed=seed)
         self.steps_per_epoch = self._buckets.steps
+        self._swap = SpanSwap(training if model.settings.swap_spans else (), model.scheme)
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         chosen = [self._training[k] for k in self._buckets(step, rank, world)]
         drawn = np.random.default_rng([self._seed, step, rank])
+        if self._labeller.settings.swap_spans:
+            chosen = [self._swap(sentence, self._labeller.settings.swap_spans, drawn) for sentence in chosen]
         words, extras = [sentence.words for sentence in chosen], [sentence.extras for sentence in chosen]
         tokens = Tokens(*self._labeller.index.encode(words, self._labeller.settings.forget_rare, drawn, extras))
         labels = torch.full(tokens.words.shape, IGNORED)
@@ -250,6 +254,8 @@ def train(
     scheme = settings.scheme
     if scheme == "auto":
         scheme = scheme_of(label for sentence in learnt for label in sentence.labels)
+    if scheme == "none" and settings.swap_spans:
+        raise UserError(f"{data}: its labels spell no spans to swap; leave out --swap-spans")
     labels = sorted({label for sentence in learnt for label in rewritten(sentence.labels, scheme)})
     intents = sorted({sentence.intent for sentence in learnt}) if settings.intent else []
     columns = range(len(learnt[0].extras))

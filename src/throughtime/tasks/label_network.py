@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from throughtime.data.spans import may_follow
-from throughtime.layers import CRF, Pooling, Recurrent, TokenFeatures, Tokens
+from throughtime.layers import CRF, LockedDropout, Pooling, Recurrent, TokenFeatures, Tokens
 
 
 class Tagger(nn.Module):
@@ -31,6 +31,7 @@ class Tagger(nn.Module):
         intent_pooling: what becomes of the steps, for the intent; a name of `layers.POOLINGS`.
         directions: of ``recurrent``.
         dropout: of the layers' outputs.
+        locked: what is dropped of them is so at all steps.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class Tagger(nn.Module):
         intent_pooling: str = "max",
         directions: int = 1,
         dropout: float = 0.0,
+        locked: bool = False,
     ) -> None:
         super().__init__()
         self.features = features
         self.recurrent = recurrent
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = LockedDropout(dropout) if locked else nn.Dropout(dropout)
         width = recurrent.output_size
         self.output = nn.Linear(width, len(labels))
         self.crf = CRF(len(labels), *may_follow(labels, scheme)) if crf else None

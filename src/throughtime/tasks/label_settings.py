@@ -31,6 +31,9 @@ class Settings(ReadingSettings):
     segment: bool = setting(False, "Learn where words begin and end: label the characters of the file's words B M E S.")
     scheme: str = setting("auto", f"How spans are spelled for the model: auto (as in the file), {', '.join(SCHEMES)}.")
     crf: bool = setting(False, "Judge labels as a whole sequence, by a linear-chain CRF; spans are then well formed.")
+    swap_spans: float = setting(
+        0.0, "The chance of a span to give way to another of its kind, in training (Dai & Adel 2020)."
+    )
     intent: bool = setting(False, "Learn the label of the whole sentence too (parallel files).")
     intent_pooling: str = setting("max", f"One vector for the sentence, for its intent: {', '.join(POOLINGS)}.")
 
@@ -42,6 +45,8 @@ class Settings(ReadingSettings):
             raise UserError(f"scheme {self.scheme!r} is unknown; choose one of auto, {', '.join(SCHEMES)}")
         if self.intent_pooling not in POOLINGS:
             raise UserError(f"intent pooling must be one of {', '.join(POOLINGS)}, not {self.intent_pooling!r}")
+        if not 0 <= self.swap_spans <= 1:
+            raise UserError(f"swap spans must be at least 0 and at most 1, not {self.swap_spans:g}")
         if self.keep_digit and not self.strip_digit:
             raise UserError("there is no digit to keep; give --strip-digit too")
         if self.segment and (self.keep_digit or self._extra()):
@@ -95,4 +100,5 @@ class Settings(ReadingSettings):
             intent_pooling=self.intent_pooling,
             directions=2 if self.bidirectional else 1,
             dropout=self.dropout,
+            locked=self.locked_dropout,
         )

@@ -45,6 +45,7 @@ class ReadingSettings:
     character_hidden: int = setting(25, "Units of each direction of that network.")
     dropout: float = setting(0.5, "Dropout of the layers' outputs.")
     embedding_dropout: float = setting(0.3, "Dropout of the embedded words.")
+    locked_dropout: bool = setting(False, "What is dropped is so at all steps of a sequence (Gal & Ghahramani 2016).")
 
     lower: bool = setting(False, "Take words in lower case (their letters stay).")
     digits: bool = setting(False, "Take every digit as 0.")
@@ -98,6 +99,7 @@ class ReadingSettings:
             letter_hidden=self.character_hidden,
             window=self.window,
             dropout=self.embedding_dropout,
+            locked=self.locked_dropout,
             extras=[len(values) + 1 for values in index.extras],
         )
 
