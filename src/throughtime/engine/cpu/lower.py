@@ -242,7 +242,7 @@ class Kernel:
                 available[statement.node] = statement.destination
             elif isinstance(statement, Total):
                 self.total(statement, count, step, block_row, available)
-                available |= dict(statement.sums)
+                available |= dict(statement.sums) | dict(statement.kept)
             else:
                 self.map(statement, count, step, block_row, available)
                 for store in statement.stores:
@@ -302,7 +302,7 @@ class Kernel:
         sources = [node.arguments[0] for node, _ in statement.sums]
         with f.loop(self.part, count, self.parts) as r:
             row = Row(self, r, step, block_row, available)
-            row.reach(sources, [place.buffer for _, place in statement.sums])
+            row.reach(sources, [place.buffer for _, place in (*statement.sums, *statement.kept)])
             totals = [f.slot(t.vector) for _ in sources]
             for total in totals:
                 f.set(total, t.vector, "zeroinitializer")
@@ -314,6 +314,8 @@ class Kernel:
                     if mask is not None:
                         value = f.let(f"select <{t.lanes} x i1> {mask}, {t.vector} {value}, {t.vector} zeroinitializer")
                     f.set(total, t.vector, pointwise(f, "add", [f.get(total, t.vector), value]))
+                for node, place in statement.kept:
+                    f.vstore(row.value(node, column, mask), f.at(row.address[place.buffer], column), mask)
 
             whole = statement.width // t.lanes * t.lanes
             with f.loop("0", whole, t.lanes) as column:
@@ -378,11 +380,13 @@ class Row:
         self.available = available
         self.address: dict[str, str] = {}
         self.values: dict[Node, str] = {}
+        self.fixed: dict[Node, str] = {}  # what is the same in all columns, made once
         self.b: str | None = None
         self.t = ""
 
     def reach(self, roots: list[Node], buffers: list[str]) -> None:
-        """Finds the addresses of everything that the roots read, before the loop over columns."""
+        """Finds the addresses of everything that the roots read, and makes what is the same in all columns, before the
+        loop over columns."""
         pending = list(roots)
         seen: set[Node] = set()
         needed = dict.fromkeys(buffers)
@@ -397,6 +401,9 @@ class Row:
                 pending.extend(node.arguments)
         for buffer in needed:
             self.address[buffer] = self.find(buffer)
+        for node in sorted(seen, key=lambda n: n.order):
+            if node.width == 1 and node.op != "const":
+                self.fixed[node] = self.compute(node, "0", None)
 
     def find(self, buffer: str) -> str:
         f, kernel = self.f, self.kernel
@@ -413,6 +420,8 @@ class Row:
         return f.at(base, f.mul(row, stride))
 
     def value(self, node: Node, column: str, mask: str | None) -> str:
+        if node in self.fixed:
+            return self.fixed[node]
         if node not in self.values:
             self.values[node] = self.compute(node, column, mask)
         return self.values[node]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from throughtime.engine.cpu.graph import Node
+
+COSTLY = {"div", "exp", "log", "sqrt", "sigmoid", "tanh", "softplus", "sin", "cos"}
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,14 @@ class Product:
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over the columns of expressions of one width."""
+    """Sums over the columns of expressions of one width.
+
+    ``kept``: costly values in these expressions that later statements of the round would make again.
+    """
 
     width: int
     sums: tuple[tuple[Node, Location], ...]
+    kept: tuple[tuple[Node, Location], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,13 +122,42 @@ def schedule(stores: Iterable[Store], given: dict[Node, Location], dense: set[st
                 plan.scratch[destination.buffer] = 1
                 key = (ranks[node], node.arguments[0].width)
                 groups.setdefault(key, []).append((node, destination))
-        plan.statements.extend(Total(width, tuple(groups[rank, width])) for rank, width in sorted(groups))
         by_width: dict[int, list[Store]] = {}
         for store in written:
             if levels[store.node] == level:
                 by_width.setdefault(store.node.width, []).append(store)
-        plan.statements.extend(Map(width, tuple(group)) for width, group in by_width.items())
+        totals = [Total(width, tuple(groups[rank, width])) for rank, width in sorted(groups)]
+        maps = [Map(width, tuple(group)) for width, group in by_width.items()]
+        ready = {node for node in order if node in plan.given or levels[node] < level} | set(kept)
+        plan.statements.extend(_keep_costly(totals, maps, ready, plan.scratch))
+        plan.statements.extend(maps)
     return plan
+
+
+def _keep_costly(totals: list[Total], maps: list[Map], ready: set[Node], scratch: dict[str, int]) -> Iterator[Total]:
+    """The totals, each of which keeps the costly values that it makes and that a later statement needs too."""
+    rest = [[node.arguments[0] for node, _ in total.sums] for total in totals]
+    rest += [[store.node for store in statement.stores] for statement in maps]
+    done = set(ready)
+    for number, total in enumerate(totals):
+        later = {node for roots in rest[number + 1 :] for node in _made_of(roots, done)}
+        made = [node for node in _made_of(rest[number], done) if node.op in COSTLY and node.width == total.width]
+        places = tuple((node, Location(f"value.{node.order}")) for node in made if node in later)
+        scratch |= {place.buffer: node.width for node, place in places}
+        done |= {node for node, _ in places} | {node for node, _ in total.sums}
+        yield replace(total, kept=places)
+
+
+def _made_of(roots: Iterable[Node], done: set[Node]) -> list[Node]:
+    """What is made anew for the roots: their arguments and those of these, down to what is there."""
+    found: dict[Node, None] = {}
+    pending = list(roots)
+    while pending:
+        node = pending.pop()
+        if node not in found and node not in done:
+            found[node] = None
+            pending.extend(node.arguments)
+    return list(found)
 
 
 def _piecewise(stores: Iterable[Store]) -> list[Store]:
