@@ -16,7 +16,7 @@ from throughtime.errors import UserError
 from throughtime.learning.regularise import vanishing_gradient_penalty
 from throughtime.studies import memory as run
 from throughtime.studies import temporal_order as order
-from throughtime.studies.kept_norm import regularised_gradients
+from throughtime.studies.kept_norm import RegularisedGradients
 from throughtime.studies.problems import PROBLEMS, problem_named
 
 QUICK = run.Settings(hidden=4, batch=16, steps=40, check=20)
@@ -243,7 +243,7 @@ def test_closed_form_is_the_general_regulariser(weight):
     (whole + weight * penalty).backward()
     parameters = [*cell.parameters(), *answer.parameters()]
     expected = [p.grad.clone() for p in parameters]
-    found = regularised_gradients(cell, answer, x, target, weight)
+    found = RegularisedGradients(cell, answer)(x, target, weight)
     assert found == pytest.approx((whole.item(), penalty.item() if weight else 0.0), rel=1e-10)
     for parameter, grad in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, grad, rtol=1e-9, atol=1e-12)

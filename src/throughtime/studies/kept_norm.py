@@ -25,13 +25,11 @@ class Driven(Cell):
         return h, self.State(h)
 
 
-def regularised_gradients(
-    cell: Elman, answer: nn.Linear, x: Tensor, target: Tensor, weight: float
-) -> tuple[float, float]:
-    r"""Sets the gradients of cross entropy at the last step plus ``weight`` times `vanishing_gradient_penalty` / T.
+class RegularisedGradients:
+    r"""Gradients of cross entropy at the last step plus a weight times `vanishing_gradient_penalty` / T.
 
-    The result is that of the general function. It costs one run of the compiled backend there and back, and a few
-    products over all steps at once, because for h_t = tanh(W x_t + U h_{t-1} + b) all that it needs is known:
+    They are those of the general function. They cost one run of the compiled backend there and back, and a few
+    products over all steps at once, because for h_t = tanh(W x_t + U h_{t-1} + b) all that is needed is known:
 
     .. math::
         g_t = \frac{dL}{dh_t}, \qquad v_t = g_t \circ (1 - h_t^2), \qquad k_t = v_t U = \frac{dL}{dh_{t-1}}, \qquad
@@ -42,37 +40,47 @@ def regularised_gradients(
     Args:
         cell: with tanh.
         answer: from the last h to the classes.
-        x: (B, T, I), all of one length.
-        target: (B,) classes.
-        weight: of the penalty a step.
-
-    Returns:
-        The cross entropy, and the penalty a step.
     """
-    driven = cell.input(x)  # (B, T, H)
-    h, _ = unroll(Driven(cell), driven)
-    last = h[:, -1]
-    loss = nn.functional.cross_entropy(answer(last), target)
-    parameters = [cell.input.weight, cell.input.bias, cell.recurrent.weight, *answer.parameters()]
-    *found, by_sum, by_last = torch.autograd.grad(loss, [*parameters, driven, last])
-    for parameter, gradient in zip(parameters, found, strict=True):
-        parameter.grad = gradient
-    if not weight:
-        return loss.item(), 0.0
-    by_w, by_b, by_u = found[:3]
-    with torch.no_grad():
-        u, size, steps = cell.recurrent.weight, h.shape[0], h.shape[1]
-        g = torch.cat([by_sum[:, 1:] @ u, by_last[:, None]], dim=1)  # (B, T, H)
-        slope = 1 - h * h
-        v = g * slope
-        k = v @ u
-        kept, whole = (torch.linalg.vector_norm(a, dim=2, keepdim=True) for a in (k, g))  # (B, T, 1)
-        off = torch.where(whole > 0, kept / whole.clamp_min(_TINY) - 1, 0.0)  # the bracket; no gradient, no penalty
-        by_k = k / kept.clamp_min(_TINY) * (off / whole.clamp_min(_TINY) * (2 * weight / (size * steps)))
-        by_pre = (by_k @ u.T) * g * (-2 * h) * slope  # by the sum that tanh is taken of, through 1 - h²
-        before = torch.cat([torch.zeros_like(last)[:, None], h[:, :-1]], dim=1)  # h_{t-1}
-        into = by_pre.flatten(0, 1).T  # (H, B T)
-        by_w += into @ x.flatten(0, 1)
-        by_b += into.sum(1)
-        by_u += v.flatten(0, 1).T @ by_k.flatten(0, 1) + into @ before.flatten(0, 1)
-        return loss.item(), float(off.square().sum()) / (size * steps)
+
+    def __init__(self, cell: Elman, answer: nn.Linear) -> None:
+        self.cell, self.answer = cell, answer
+        self.driven = Driven(cell)  # one for all calls: a new one would be compiled anew
+        self.parameters = [cell.input.weight, cell.input.bias, cell.recurrent.weight, *answer.parameters()]
+
+    def __call__(self, x: Tensor, target: Tensor, weight: float) -> tuple[float, float]:
+        """Sets the gradients of the parameters.
+
+        Args:
+            x: (B, T, I), all of one length.
+            target: (B,) classes.
+            weight: of the penalty a step.
+
+        Returns:
+            The cross entropy, and the penalty a step.
+        """
+        driven = self.cell.input(x)  # (B, T, H)
+        h, _ = unroll(self.driven, driven)
+        last = h[:, -1]
+        loss = nn.functional.cross_entropy(self.answer(last), target)
+        *found, by_sum, by_last = torch.autograd.grad(loss, [*self.parameters, driven, last])
+        for parameter, gradient in zip(self.parameters, found, strict=True):
+            parameter.grad = gradient
+        if not weight:
+            return loss.item(), 0.0
+        by_w, by_b, by_u = found[:3]
+        with torch.no_grad():
+            u, size, steps = self.cell.recurrent.weight, h.shape[0], h.shape[1]
+            g = torch.cat([by_sum[:, 1:] @ u, by_last[:, None]], dim=1)  # (B, T, H)
+            slope = 1 - h * h
+            v = g * slope
+            k = v @ u
+            kept, whole = (torch.linalg.vector_norm(a, dim=2, keepdim=True) for a in (k, g))  # (B, T, 1)
+            off = torch.where(whole > 0, kept / whole.clamp_min(_TINY) - 1, 0.0)  # the bracket; no gradient, no penalty
+            by_k = k / kept.clamp_min(_TINY) * (off / whole.clamp_min(_TINY) * (2 * weight / (size * steps)))
+            by_pre = (by_k @ u.T) * g * (-2 * h) * slope  # by the sum that tanh is taken of, through 1 - h²
+            before = torch.cat([torch.zeros_like(last)[:, None], h[:, :-1]], dim=1)  # h_{t-1}
+            into = by_pre.flatten(0, 1).T  # (H, B T)
+            by_w += into @ x.flatten(0, 1)
+            by_b += into.sum(1)
+            by_u += v.flatten(0, 1).T @ by_k.flatten(0, 1) + into @ before.flatten(0, 1)
+            return loss.item(), float(off.square().sum()) / (size * steps)

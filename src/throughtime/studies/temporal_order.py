@@ -22,7 +22,7 @@ from throughtime.insight.figures import finish, legend, new_figure
 from throughtime.learning.initialisation import spectral_radius_
 from throughtime.learning.run_folder import fill
 from throughtime.learning.storage import full_disk_told, read_tensors, tensor_bytes, write_file
-from throughtime.studies.kept_norm import regularised_gradients
+from throughtime.studies.kept_norm import RegularisedGradients
 from throughtime.studies.lines import read_lines
 from throughtime.studies.problems import PROBLEMS
 
@@ -97,6 +97,7 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.network = OrderNetwork(recipe)
+        self.gradients = RegularisedGradients(self.network.cell, self.network.answer)
         self.drawn = torch.Generator().manual_seed(recipe.seed)
         self.moving = [torch.zeros_like(p) for p in self.network.parameters()]  # SGD's momentum
         self.steps = 0
@@ -107,13 +108,13 @@ class Training:
 
     def step(self) -> tuple[float, float]:
         """Takes a step; the loss and the penalty before it."""
-        recipe, network = self.recipe, self.network
+        recipe = self.recipe
         length = int(torch.randint(recipe.shortest, recipe.longest + 1, (), generator=self.drawn))
         batch = _PROBLEM.draw(recipe.batch, length, self.drawn)
-        found = regularised_gradients(network.cell, network.answer, batch.x, batch.target, recipe.weight)
-        nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+        found = self.gradients(batch.x, batch.target, recipe.weight)
+        nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
         with torch.no_grad():
-            for parameter, moving in zip(network.parameters(), self.moving, strict=True):
+            for parameter, moving in zip(self.network.parameters(), self.moving, strict=True):
                 moving.mul_(recipe.momentum).add_(cast("Tensor", parameter.grad))
                 parameter.sub_(recipe.rate_at(self.steps) * moving)
         self.steps += 1
