@@ -53,7 +53,7 @@ def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Resul
         return why
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    own = tensors_of(cell)
+    own, settings = (tensors_of(cell), ()) if compiling else _look(cell)
     tensors = [tensor for tensor in own.values() if isinstance(tensor, nn.Parameter) or tensor.is_floating_point()]
     if sequence is not None:
         tensors += [sequence.x, *real_parts(sequence.state), *flatten(sequence.noise)]
@@ -65,7 +65,7 @@ def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Resul
     if compiling:
         named = getattr(cell, "stands_for", cell), tensors[-1].dtype, widths, resetting
         return operators.refusal(*named) or functools.partial(_run_compiled, named, own, sequence, noise)
-    prepared = _prepare(cell, own, widths, resetting, None)
+    prepared = _prepare(cell, own, settings, widths, resetting, None)
     return prepared if isinstance(prepared, str) else Offer(prepared, own, sequence, noise)
 
 
@@ -103,6 +103,7 @@ def noise_of(sequence: Sequence) -> Any:
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
+    """A cell's parameters and buffers by name."""
     return dict(cell.named_parameters()) | dict(cell.named_buffers())
 
 
@@ -114,14 +115,14 @@ def prepare(cell: Cell, widths: Any, *, resetting: bool = False, dtype: torch.dt
         resetting: whether its state goes back to initial now and then.
         dtype: of its numbers, where its own parameters do not tell.
     """
-    return _prepare(cell, tensors_of(cell), widths, resetting, dtype)
+    return _prepare(cell, *_look(cell), widths, resetting, dtype)
 
 
 def _prepare(
-    cell: Cell, tensors: dict[str, Tensor], widths: Any, resetting: bool, dtype: torch.dtype | None
+    cell: Cell, tensors: dict[str, Tensor], settings: tuple, widths: Any, resetting: bool, dtype: torch.dtype | None
 ) -> Prepared | str:
     shapes = tuple([(name, p.shape, p.dtype) for name, p in tensors.items()])
-    key = (shapes, widths, _settings(cell), resetting, dtype)
+    key = (shapes, widths, settings, resetting, dtype)
     known = _prepared.setdefault(getattr(cell, "stands_for", cell), {})
     if key not in known:
         with temporarily_clear_interpreter_stack():  # a trace is no part of a transform of torch.func
@@ -138,19 +139,37 @@ def _prepare(
     return known[key]
 
 
-def _settings(cell: Cell) -> tuple:
-    """What a step may depend on beside its parameters: plain attributes of the cell and its parts."""
-    found: list[Any] = []
-    for module in cell.modules():
-        found.append(type(module))
-        for name, value in vars(module).items():
-            if name[0] != "_" and isinstance(value, (bool, int, float, str, tuple, type(None))):
-                found.append((name, value))
-            elif name[0] != "_" and isinstance(value, dict):
-                found.append((name, tuple(value.items())))
-            elif callable(value) and not isinstance(value, nn.Module):
-                found.append((name, id(value)))
-    return tuple(found)
+def _look(cell: Cell) -> tuple[dict[str, Tensor], tuple]:
+    """`tensors_of` a cell, and what its step may depend on beside them: plain attributes of the
+    cell and its parts. In one round, as this is done at every call."""
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    settings: list[Any] = []
+    known: set[int] = set()  # parts and tensors in more than one place count once
+    pending: list[tuple[str, nn.Module]] = [("", cell)]
+    while pending:
+        prefix, module = pending.pop()
+        if id(module) in known:
+            continue
+        known.add(id(module))
+        settings.append(type(module))
+        for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
+            for name, tensor in held.items():
+                if tensor is not None and id(tensor) not in known:
+                    known.add(id(tensor))
+                    found[prefix + name] = tensor
+        for name, value in module.__dict__.items():
+            if name[0] == "_":
+                continue
+            if isinstance(value, (bool, int, float, str, tuple, type(None))):
+                settings.append((name, value))
+            elif isinstance(value, dict):
+                settings.append((name, tuple(value.items())))
+            elif callable(value):
+                settings.append((name, id(value)))
+        parts = [(f"{prefix}{name}.", part) for name, part in module._modules.items() if part is not None]
+        pending += reversed(parts)  # as PyTorch orders them
+    return parameters | buffers, tuple(settings)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ found by the reference loop, which PyTorch knows how to differentiate as often a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,10 +30,18 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def _quickly_bound(function: Callable[..., Any]) -> Callable[..., Any]:
+    """PyTorch asks a forward for its signature at every call, which takes longer than many a short sequence."""
+    anything = inspect.Parameter("arguments", inspect.Parameter.VAR_POSITIONAL)
+    function.__signature__ = inspect.Signature([anything])  # type: ignore[attr-defined]
+    return function
+
+
 class Unrolled(torch.autograd.Function):
     """``(task, wanted, *arguments) -> (*results, *kept)``."""
 
     @staticmethod
+    @_quickly_bound
     def forward(task: AnyTask, wanted: Any, *arguments: Tensor) -> tuple[Tensor, ...]:
         results, kept = task.forward(list(arguments), wanted)
         return (*results, *kept)
@@ -75,6 +84,7 @@ class Returned(torch.autograd.Function):
     """``(task, wanted, needs, *arguments, *kept, *derivatives)`` to the derivatives by the arguments that need one."""
 
     @staticmethod
+    @_quickly_bound
     def forward(task: AnyTask, wanted: Any, needs: Sequence[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
         arguments, kept, derivatives = _shared_out(task, needs, tensors)
         made = task.backward(arguments, kept, derivatives, wanted)

@@ -34,9 +34,10 @@ def gemm_name(target: Target, *, add: bool) -> str:
     return f"throughtime_gemm_{'add' if add else 'set'}_{target.suffix}"
 
 
-def packed_tile_name(target: Target) -> str:
-    """One tile, C += A B, where A comes as K times `most_rows` numbers; arguments: A, -, B's panel, C, ldc, K."""
-    return f"throughtime_tile_{target.suffix}"
+def packed_tile_name(target: Target, *, add: bool) -> str:
+    """One tile, C += A B or C = A B, where A comes as K times `most_rows` numbers; arguments: A, -, B's panel, C, ldc,
+    K."""
+    return f"throughtime_tile_{'add' if add else 'set'}_{target.suffix}"
 
 
 @functools.cache
@@ -47,21 +48,22 @@ def provide_gemm(target: Target) -> Code:
         for rows in range(1, most_rows(target) + 1):
             _emit_tile(module, rows, tile_name(rows, add=add), add=add, packed=False)
         _emit_driver(module, add=add)
-    _emit_tile(module, most_rows(target), packed_tile_name(target), add=True, packed=True)
+        _emit_tile(module, most_rows(target), packed_tile_name(target, add=add), add=add, packed=True)
     code = assemble(module.text())
-    for name in (gemm_name(target, add=False), gemm_name(target, add=True), packed_tile_name(target)):
-        code.publish(name)
+    for add in (False, True):
+        code.publish(gemm_name(target, add=add))
+        code.publish(packed_tile_name(target, add=add))
     return code
 
 
 def declare_gemm(module: Module) -> None:
     """Declares the products in a module that calls them."""
-    for name, arguments in (
-        (gemm_name(module.target, add=False), GEMM),
-        (gemm_name(module.target, add=True), GEMM),
-        (packed_tile_name(module.target), TILE),
-    ):
-        module.declare(name, "void", ", ".join(a.split()[0] for a in arguments.split(", ")))
+    for add in (False, True):
+        for name, arguments in (
+            (gemm_name(module.target, add=add), GEMM),
+            (packed_tile_name(module.target, add=add), TILE),
+        ):
+            module.declare(name, "void", ", ".join(a.split()[0] for a in arguments.split(", ")))
 
 
 def _emit_tile(module: Module, rows: int, name: str, *, add: bool, packed: bool) -> None:

@@ -209,8 +209,8 @@ def _little_work(layout: Layout, batch: int) -> bool:
 
 
 def gradient_buffers(kernels: Kernels, dtype: torch.dtype) -> list[Tensor]:
-    """Zeros for each matrix gradient, padded to whole tiles."""
+    """Room for each matrix gradient, padded to whole tiles."""
     backward = kernels.program.backward
     assert backward is not None
     panel, tile = panel_width(kernels.target), most_rows(kernels.target)
-    return [torch.zeros(rounded(g.width, tile), rounded(g.source_width, panel), dtype=dtype) for g in backward.matrices]
+    return [torch.empty(rounded(g.width, tile), rounded(g.source_width, panel), dtype=dtype) for g in backward.matrices]

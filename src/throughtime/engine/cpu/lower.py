@@ -717,10 +717,12 @@ def _matrix_gradients(k: Kernel, backward: Backward) -> None:
         b_base = f.at(a_base, GRADIENT_DEPTH * rounded(width, tile))
         fill = f.slot("i64")
         f.set(fill, "i64", "0")
+        begun = f.slot("i64")  # whether the result has a first part
+        f.set(begun, "i64", "0")
 
         def flush(
             group: list[MatrixGradient] = group, first: str = first, last: str = last, a_base: str = a_base,
-            b_base: str = b_base, fill: str = fill,
+            b_base: str = b_base, fill: str = fill, begun: str = begun,
         ) -> None:  # fmt: skip
             depth = f.get(fill, "i64")
             offset = 0
@@ -731,13 +733,16 @@ def _matrix_gradients(k: Kernel, backward: Backward) -> None:
                     b = f.at(b_base, f.add(f.mul(p, GRADIENT_DEPTH * panel), offset))
                     with f.loop(first, last) as i:
                         c = f.at(result, f.add(f.mul(i, tile * stride), f.mul(p, panel)))
-                        f.run(
-                            packed_tile_name(t),
-                            ("ptr", f.at(a_base, f.mul(i, GRADIENT_DEPTH * tile))), ("i64", "0"), ("ptr", b),
-                            ("ptr", c), ("i64", str(stride)), ("i64", depth),
-                        )  # fmt: skip
+                        for add, relation in ((False, "eq"), (True, "ne")):
+                            with f.when(f.compare(relation, f.get(begun, "i64"), 0)):
+                                f.run(
+                                    packed_tile_name(t, add=add),
+                                    ("ptr", f.at(a_base, f.mul(i, GRADIENT_DEPTH * tile))), ("i64", "0"), ("ptr", b),
+                                    ("ptr", c), ("i64", str(stride)), ("i64", depth),
+                                )  # fmt: skip
                 offset += GRADIENT_DEPTH * stride
             f.set(fill, "i64", "0")
+            f.set(begun, "i64", "1")
 
         with f.loop("0", k.rows) as b, f.loop("0", k.length(b)) as time:
             place = f.get(fill, "i64")
@@ -754,7 +759,8 @@ def _matrix_gradients(k: Kernel, backward: Backward) -> None:
             f.set(fill, "i64", f.add(place, 1))
             with f.when(f.compare("eq", f.get(fill, "i64"), GRADIENT_DEPTH)):
                 flush()
-        with f.when(f.compare("sgt", f.get(fill, "i64"), 0)):
+        # what is left; without any row at all, zeros
+        with f.when(f.compare("sle", f.get(begun, "i64"), f.get(fill, "i64"))):
             flush()
 
 
