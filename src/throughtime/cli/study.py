@@ -98,19 +98,19 @@ def temporal_order(
     ),
     shortest: Annotated[int, typer.Option(min=10, help="The shortest sequences trained on.")] = 50,
     longest: Annotated[int, typer.Option(min=10, help="The longest sequences trained on.")] = 100,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps at most.")] = 40_000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps at most.")] = 150_000,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="For training; by default as long as the steps take.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a training step.")] = 20,
     rate: Annotated[float, typer.Option(min=1e-9, help="Learning rate.")] = 0.001,
-    cool: Annotated[float, typer.Option(min=0, max=1, help="The share of the steps in which it falls to 0.")] = 0.5,
+    cool: Annotated[float, typer.Option(min=0, max=1, help="The share of the steps in which it falls to 0.")] = 0.7,
     momentum: Annotated[float, typer.Option(min=0, max=0.999, help="Momentum.")] = 0.9,
     clip: Annotated[float, typer.Option(min=1e-9, help="The norm that gradients are clipped to.")] = 1.0,
     weight: Annotated[float, typer.Option(min=0, help="Weight of the vanishing-gradient regulariser.")] = 50.0,
     radius: Annotated[float, typer.Option(min=0.01, help="The spectral radius to begin with.")] = 0.95,
     count: Annotated[int, typer.Option(min=1, help="Sequences to test on at each length.")] = 10_000,
-    check: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 1000,
+    check: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 250,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 1,
 ) -> None:
     """Train one tanh network of 50 units on short sequences and test it on long ones (Pascanu et al. 2013).

@@ -16,12 +16,14 @@ Result = TypeVar("Result")
 
 
 def check_writable(results: Path) -> None:
-    """Told before the work, not after it.
+    """Makes the file's folder, so that what is wrong with it is told before the work, not after it.
 
     Raises:
-        UserError: the file's folder cannot be written to, or is a file.
+        UserError: the folder cannot be written to, or is a file.
     """
     refuse_overwriting(results.parent, resume=True)
+    with full_disk_told(results.parent):
+        results.parent.mkdir(parents=True, exist_ok=True)
 
 
 def read_lines(path: Path, parse: Callable[[dict[str, Any]], Result], study: str) -> list[Result]:

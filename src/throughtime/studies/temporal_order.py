@@ -57,9 +57,9 @@ class Recipe:
     longest: int = 100
     hidden: int = 50
     batch: int = 20
-    steps: int = 40_000
+    steps: int = 150_000
     rate: float = 0.001
-    cool: float = 0.5
+    cool: float = 0.7
     momentum: float = 0.9
     clip: float = 1.0
     weight: float = 50.0
@@ -124,7 +124,7 @@ class Training:
         self,
         *,
         minutes: float = math.inf,
-        check: int = 1000,
+        check: int = 250,
         tell: Callable[[int, float, float], None] = lambda step, error, left: None,
     ) -> None:
         """Trains until `PASSED` sequences of the longest length have no error, or the steps or minutes are over.
@@ -198,7 +198,7 @@ def study_temporal_order(
     minutes: float = math.inf,
     lengths: Sequence[int] = (50, 100, 150, 200, 500, 1000, 2000, 5000),
     count: int = 10_000,
-    check: int = 1000,
+    check: int = 250,
     kept: Path | None = None,
     tell: Callable[[int, float, float], None] = lambda step, error, left: None,
 ) -> OrderResult:
