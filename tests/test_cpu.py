@@ -15,7 +15,9 @@ from torch import nn
 import throughtime as tt
 from cases import CELLS, gradients, make_cell, random_state
 from throughtime.engine.cpu import adjoint, graph, machine
+from throughtime.engine.cpu import threads as engine_threads
 from throughtime.engine.cpu.complex_numbers import real_parts
+from throughtime.engine.cpu.threads import LEAST_REST, OFTEN, Crowd
 from throughtime.engine.cpu.trace import flatten, trace, widths_of
 
 close = torch.testing.assert_close
@@ -469,3 +471,23 @@ def test_a_cell_may_keep_masks_and_counts():
         gradients(cell, x, state, lambda *a, b=b: tt.unroll(*a, backend=b)[:1]) for b in ("cpu", "reference")
     )
     close(ours, theirs)
+
+
+def test_where_other_processes_hold_the_cores_threads_do_not_meet(monkeypatch, threads):
+    threads(2)
+    cell, x, state = case("lstm", batch=2, steps=20, inputs=40, hidden=130)
+    crowd, teams = Crowd(), []
+    monkeypatch.setattr(engine_threads, "crowd", crowd)
+    run = engine_threads.run
+    monkeypatch.setattr(engine_threads, "run", lambda works: (teams.append(works[0].hands), run(works)))
+    alone = tt.unroll(cell, x, state)[0]
+    crowd.seen(0)
+    for _ in range(3):
+        crowd.seen(OFTEN + 1)
+    assert crowd.here()
+    assert crowd.rest == pytest.approx(4 * LEAST_REST)
+    assert engine_threads.hands_to_meet() == 1
+    assert torch.equal(tt.unroll(cell, x, state)[0], alone)
+    crowd.seen(OFTEN)
+    assert not crowd.here()
+    assert teams == [2, 1]

@@ -207,7 +207,7 @@ class Stack:
 
     def hands(self) -> int:
         """Threads for a step."""
-        return threads.hands() if self.large else 1
+        return threads.hands_to_meet() if self.large else 1
 
     def step(self, x: Tensor) -> Tensor:
         """``x (B, I), its columns side by side -> y (B, O)``; the state is the next one then."""

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from throughtime.engine.cpu.machine import Code, assemble
 LOOKS = 2000  # before a waiting thread goes to sleep: some tens of microseconds
 FUTEX_SYSCALL = {"x86_64": 202, "aarch64": 98}
 LINE = 8  # words of a cache line
-ARRIVED, ROUND, SLEEPERS = 0, LINE, 2 * LINE
+ARRIVED, ROUND, SLEEPERS, SLEPT = 0, LINE, 2 * LINE, 2 * LINE + 1
+OFTEN = 4  # more waits than this that end in sleep, in one run: somebody else has the cores
+LEAST_REST, LONGEST_REST = 0.02, 2.0  # seconds without meetings then; twice as long each time that it was no good
 MEETING_WORDS = 3 * LINE
 
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -55,6 +58,34 @@ def hands() -> int:
     if _forked or openmp() is None:
         return 1
     return torch.get_num_threads()
+
+
+class Crowd:
+    """Whether other processes hold the cores.
+
+    Threads that meet after every statement of every step all wait for the one that has lost its core, and two that each
+    have half of one are seldom there together. So for a while after that was seen, one thread does the work, and takes
+    as long as its share of a core says.
+    """
+
+    def __init__(self) -> None:
+        self.until = self.rest = 0.0  # seconds
+
+    def here(self) -> bool:
+        return time.monotonic() < self.until
+
+    def seen(self, slept: int) -> None:
+        """Takes note of how many waits of a run with meetings ended in sleep."""
+        self.rest = min(LONGEST_REST, max(LEAST_REST, 2 * self.rest)) if slept > OFTEN else 0.0
+        self.until = time.monotonic() + self.rest
+
+
+crowd = Crowd()
+
+
+def hands_to_meet() -> int:
+    """How many threads a kernel may have that meet after every statement."""
+    return 1 if crowd.here() else hands()
 
 
 @dataclass(frozen=True)
@@ -95,6 +126,9 @@ def run(works: list[Work]) -> None:
     library = openmp()
     assert library is not None
     library.GOMP_parallel(ctypes.c_void_p(_entrance()), ctypes.c_void_p(ctypes.addressof(team)), first, 0)
+    if any(work.hands > 1 for work in works):
+        start = (meeting - ctypes.addressof(meetings)) // 8
+        crowd.seen(max(meetings[start + MEETING_WORDS * k + SLEPT] for k in range(len(works))))
 
 
 @functools.cache
@@ -171,6 +205,7 @@ def _wait_while(f: Function, address: str, old: str, sleepers: str) -> None:
         _pause(f)
         with f.when(f.compare("slt", f.get(left, "i64"), 0)):
             _atomic_add(f, sleepers, 1)
+            _atomic_add(f, f.at(sleepers, SLEPT - SLEEPERS, "i64"), 1)
             _futex(f, address, 128, f.let(f"and i64 {old}, 4294967295"))  # wait, private
             _atomic_add(f, sleepers, -1)
 

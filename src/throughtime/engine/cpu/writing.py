@@ -166,7 +166,7 @@ class Writer:
         words[WriteWords.TOP_K] = self._size if cut.top_k is None else min(cut.top_k, self._size)
         ctypes.c_double.from_buffer(words, 8 * WriteWords.TEMPERATURE).value = cut.temperature
         ctypes.c_double.from_buffer(words, 8 * WriteWords.TOP_P).value = 1.0 if cut.top_p is None else cut.top_p
-        threads.run([threads.Work(self._function, words, threads.hands() if self._large else 1)])
+        threads.run([threads.Work(self._function, words, threads.hands_to_meet() if self._large else 1)])
         written = words[WriteWords.WRITTEN]
         self.stack.turn = (self.stack.turn + written) % 2
         if written and numbers[written - 1] >= 0:
