@@ -11,14 +11,11 @@ import pytest
 import torch
 
 from reading_cases import SMALL, Run, assert_told, command, put_conll, put_parallel, trips
-from throughtime.cells.catalogue import cell_named
 from throughtime.data.sentences import Sentence, read_sentences
 from throughtime.data.spans import spans_of
-from throughtime.layers import Recurrent, TokenFeatures, Tokens
 from throughtime.learning import Training
 from throughtime.tasks import label
 from throughtime.tasks.label import LabelModel, Settings
-from throughtime.tasks.label_network import Tagger
 from throughtime.tasks.label_report import _shades
 from throughtime.tasks.label_scores import oov_recalls, score
 
@@ -284,23 +281,6 @@ def test_sentences_without_labels_are_read_from_files(trained: Path, data: Path,
     assert_told(run("predict", trained, "--input", tmp_path / "test", "--format", "xml"), "format 'xml' is unknown")
     told = run("predict", trained, "--input", tmp_path / "bare", "--stream")
     assert_told(told, "a stream is read by lines, not as parallel")
-
-
-def test_dropout_leaves_the_intents_scores_what_they_are_in_the_mean() -> None:
-    """Dropped before a maximum over time, what is kept and scaled up would win it."""
-    torch.manual_seed(1)
-    features = TokenFeatures(9, 4)
-    recurrent = Recurrent(cell_named("gru"), 4, 6, bidirectional=True)
-    tagger = Tagger(features, recurrent, ["O", "B-x"], "bio", intents=3, dropout=0.5)
-    tokens = Tokens(torch.tensor([[1, 5, 2, 7, 0]]).expand(20_000, 5), torch.tensor([4]).expand(20_000))
-    with torch.no_grad():
-        dropped = tagger(tokens)[1]
-        tagger.eval()
-        whole = tagger(Tokens(tokens.words[:1], tokens.lengths[:1]))[1]
-    assert dropped is not None
-    assert whole is not None
-    torch.testing.assert_close(dropped.mean(0), whole[0], atol=0.01, rtol=0)
-    assert float(dropped.std(0).min()) > 0.01
 
 
 def test_what_is_wrong_with_the_data_is_told(data: Path, tmp_path: Path, run: Run) -> None:

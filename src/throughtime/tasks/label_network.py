@@ -52,7 +52,6 @@ class Tagger(nn.Module):
         self.features = features
         self.recurrent = recurrent
         self.dropout = LockedDropout(dropout) if locked else nn.Dropout(dropout)
-        self.intent_dropout = nn.Dropout(dropout)
         width = recurrent.output_size
         self.output = nn.Linear(width, len(labels))
         self.crf = CRF(len(labels), *may_follow(labels, scheme)) if crf else None
@@ -66,10 +65,9 @@ class Tagger(nn.Module):
     def judge(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same from embedded words (B, T, .)."""
         y, _ = self.recurrent(self.features.spread(x, lengths), lengths=lengths)
-        intent = None
-        if self.intent is not None:  # dropped after pooling: a maximum over what dropout scales up would be too large
-            intent = self.intent(self.intent_dropout(self.pooling(y, lengths)[0]))
-        return self.output(self.dropout(y)), intent
+        y = self.dropout(y)  # (B, T, O)
+        intent = None if self.intent is None else self.intent(self.pooling(y, lengths)[0])
+        return self.output(y), intent
 
     def cost(self, tokens: Tokens, labels: Tensor, intents: Tensor | None) -> Tensor:
         """The sum over sentences of -ln p(labels) and -ln p(intent): labels (B, T), intents (B,)."""
