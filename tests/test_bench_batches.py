@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from throughtime.bench import Point, against_built_in, batches, compare, comparisons
-from throughtime.bench.batches import _bidirectional, _compare, _ragged
+from throughtime.bench import GRID, Point
+from throughtime.bench.batches import _bidirectional, _compare, _ragged, batches
 
 
 @pytest.mark.parametrize(("what", "make"), [("bidirectional", _bidirectional), ("ragged", _ragged)])
 def test_what_is_timed_is_the_same(what, make):
-    result = _compare(what, make, Point(3, 5, 4), 0.0)
+    [result] = _compare(what, make, Point(3, 5, 4), 0.0)
     assert (result.what, result.peer, result.ours > 0, result.theirs > 0) == (what, "nn.LSTM", True, True)
     steps = (
         3 * 5
@@ -29,18 +29,6 @@ def test_another_result_is_not_timed():
 
 
 def test_there_is_one_of_each_size():
-    assert {item.what for item in batches()} == {"bidirectional", "ragged"}
-    assert {item.what for item in batches("ragged")} == {"ragged"}
+    assert {item.kind for item in batches()} == {"bidirectional", "ragged"}
+    assert [item.name for item in batches("ragged")] == [str(point) for point in GRID]
     assert batches("writing") == []
-
-
-def test_cells_of_users_are_put_beside_built_in_ones_by_their_arithmetic():
-    point = Point(2, 3, 4)
-    results = [compare(*these, seconds=0.0) for these in comparisons(["GRU", "own cell (MGU)"], [point])]
-    rows = list(against_built_in(results))
-    assert [(row.what, row.cell, row.peer) for row in rows] == [
-        ("training", "own cell (MGU)", "GRU here"),
-        ("forward", "own cell (MGU)", "GRU here"),
-    ]
-    gru = next(r for r in results if r.cell == "GRU" and r.what == "training")
-    assert rows[0].theirs == pytest.approx(gru.ours * 2 / 3)  # two products where the GRU has three

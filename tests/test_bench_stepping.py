@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from throughtime.bench import streams
-from throughtime.bench.stepping import missing, onnx_model, streaming, writing
+from throughtime.bench import plan
+from throughtime.bench.stepping import Writing, missing, onnx_model, streaming, streams, writing
 from throughtime.cli.main import main
 from throughtime.tasks.network import NextUnit
 
@@ -14,12 +14,14 @@ with_runtime = pytest.mark.skipif(missing() is not None, reason="onnx or onnxrun
 
 
 @with_runtime
-@pytest.mark.parametrize("layers", [1, 2])
-def test_writing_agrees_with_onnx_runtime_and_is_timed(layers):
-    result = writing(layers, 16, 0.001)
+@pytest.mark.parametrize(
+    "kind", [Writing(1, 16), Writing(2, 16), Writing(2, 16, half=True)], ids=lambda kind: kind.name
+)
+def test_writing_agrees_with_onnx_runtime_and_is_timed(kind):
+    [result] = writing(kind, 0.001)
     assert result.ours > 0
     assert result.theirs > 0
-    assert result.what == "writing"
+    assert (result.what, result.cell) == ("writing", kind.name)
 
 
 @with_runtime
@@ -33,19 +35,21 @@ def test_a_wrong_text_is_not_timed(monkeypatch):
 
     monkeypatch.setattr("throughtime.bench.stepping.onnx_model", wrong)
     with pytest.raises(RuntimeError, match="differs from ONNX Runtime"):
-        writing(1, 16, 0.001)
+        writing(Writing(1, 16), 0.001)
 
 
 def test_a_missing_runtime_is_told_and_leaves_the_rest(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert missing() == "writing is not measured: onnx and onnxruntime not installed"
-    assert {stream.what for stream in streams()} == {"streaming"}
-    assert streams("writing") == []
+    items, absent = plan(["writing", "streaming"])
+    assert {item.kind for item in items} == {"streaming"}
+    assert absent == [missing()]
+    assert {item.kind for item in streams()} == {"writing", "streaming"}
 
 
 @pytest.mark.parametrize("peer", ["nn.LSTM, T = 1", "nn.LSTMCell"])
 def test_a_stream_agrees_with_its_peer_and_is_timed(peer):
-    result = streaming(peer, 8, 0.001)
+    [result] = streaming(peer, 8, 0.001)
     assert result.ours > 0
     assert result.ratio == result.theirs / result.ours
 
@@ -59,22 +63,6 @@ def test_the_command_prints_json(monkeypatch, capsys):
     assert [(row["what"], row["peer"]) for row in told["results"]] == [
         ("streaming", "nn.LSTM, T = 1"), ("streaming", "nn.LSTMCell"),
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ("--only writing --cells LSTM", "set sizes"),
-        ("--only streaming --size 1,2,3", "set sizes"),
-        ("--only x", "--only is one of training, forward, bidirectional, ragged, writing, streaming"),
-    ],
-)
-def test_what_cannot_be_chosen_is_told(arguments, told, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["throughtime", "bench", *arguments.split()])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert told in capsys.readouterr().err
 
 
 def test_the_peer_is_a_step_of_the_network():

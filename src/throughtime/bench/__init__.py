@@ -1,34 +1,22 @@
 """How fast it runs: the compiled backend against what users have otherwise, measured side by side."""
 
-from throughtime.bench.batches import batches
+from throughtime.bench.comparison import GRID, Comparison, Item, Point, point_named
 from throughtime.bench.measure import Machine, interleaved, machine, peak
-from throughtime.bench.speed import (
-    GRID,
-    Comparison,
-    Point,
-    against_built_in,
-    compare,
-    comparisons,
-    point_named,
-    summary,
-)
-from throughtime.bench.stepping import Stream, missing, streams
+from throughtime.bench.plan import KINDS, plan
+from throughtime.bench.summary import derived, summary
 
 __all__ = [
     "GRID",
+    "KINDS",
     "Comparison",
+    "Item",
     "Machine",
     "Point",
-    "Stream",
-    "against_built_in",
-    "batches",
-    "compare",
-    "comparisons",
+    "derived",
     "interleaved",
     "machine",
-    "missing",
     "peak",
+    "plan",
     "point_named",
-    "streams",
     "summary",
 ]

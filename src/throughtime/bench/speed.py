@@ -1,73 +1,23 @@
-"""What is compared, at which sizes, and the result as numbers."""
+"""Cells on the compiled backend against torch.nn and against plain loops."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from throughtime.bench import loops
+from throughtime.bench.comparison import GRID, Comparison, Point
 from throughtime.bench.measure import interleaved
 from throughtime.cells import GRU, LSTM, Cell, Elman, Jordan, LayerNormLSTM, PeepholeLSTM
 from throughtime.engine import unroll
 from throughtime.errors import UserError
 
 CHECKED = 32  # steps that have to be the same; a chaotic cell makes of any two roundings two courses in the end
-
-
-@dataclass(frozen=True)
-class Point:
-    """Sizes: B sequences of T steps, H hidden units and as many input features."""
-
-    batch: int
-    steps: int
-    hidden: int
-
-
-def point_named(text: str) -> Point:
-    """The sizes in "B,T,H".
-
-    >>> point_named("16,100,64")
-    Point(batch=16, steps=100, hidden=64)
-
-    Raises:
-        UserError: the text is not three whole numbers of at least 1.
-    """
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise UserError(f"a size is B,T,H, three whole numbers of at least 1 as in 16,100,64; not {text!r}")
-    return Point(*map(int, parts))
-
-
-GRID = tuple(
-    Point(*sizes)
-    for sizes in (
-        (1, 100, 128), (1, 200, 512), (16, 100, 64), (16, 100, 128), (32, 100, 128), (32, 100, 256),
-        (64, 128, 512), (16, 200, 1024), (128, 50, 256),
-    )
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Ours against theirs, by seconds."""
-
-    what: str  # "training" or "forward"
-    cell: str
-    peer: str
-    point: Point
-    ours: float
-    theirs: float
-    operations: float  # floating-point operations of the matrix products
-
-    @property
-    def ratio(self) -> float:
-        return self.theirs / self.ours
 
 
 @dataclass(frozen=True)
@@ -119,30 +69,6 @@ SUBJECTS = (
 )
 
 
-# whose products are of the same kind: one matrix of all gates, or what is built of one
-BUILT_IN = {
-    "peephole LSTM": "LSTM",
-    "layer-normalised LSTM": "LSTM",
-    "Jordan": "Elman",
-    "GRU, reset before": "GRU",
-    "own cell (MGU)": "GRU",
-}
-
-
-def against_built_in(results: Iterable[Comparison]) -> Iterator[Comparison]:
-    """Cells as users write them against built-in ones, both on the compiled backend, for the same arithmetic.
-
-    A built-in cell's time is taken in the proportion of the products' operations.
-    """
-    results = list(results)
-    known = {(r.what, r.cell, r.point): r for r in results}
-    for r in results:
-        other = known.get((r.what, BUILT_IN.get(r.cell, ""), r.point))
-        if other is not None:
-            seconds = other.ours * r.operations / other.operations
-            yield replace(r, peer=f"{other.cell} here", theirs=seconds)
-
-
 def comparisons(
     cells: Iterable[str] = (), points: Iterable[Point] = GRID, *, whats: Iterable[str] = ("training", "forward")
 ) -> list[tuple[Subject, Point, str]]:
@@ -162,7 +88,7 @@ def comparisons(
     return [(names[name], point, what) for name in chosen for what in whats for point in points]
 
 
-def compare(subject: Subject, point: Point, what: str, seconds: float = 1.0) -> Comparison:
+def compare(subject: Subject, point: Point, what: str, seconds: float = 1.0) -> list[Comparison]:
     """Times a cell on the compiled backend against its peer, turn by turn, once the results are found equal.
 
     Raises:
@@ -186,10 +112,8 @@ def compare(subject: Subject, point: Point, what: str, seconds: float = 1.0) -> 
     else:
         mine, theirs = functools.partial(_forward, ours), functools.partial(_forward, lambda: other(x))
     taken = interleaved([mine, theirs], seconds)
-    forward = 2.0 * point.batch * point.steps * subject.gates * size * 2 * size
-    return Comparison(
-        what, subject.name, subject.peer, point, taken[0], taken[1], forward * (3 if what == "training" else 1)
-    )
+    work = 2.0 * point.batch * point.steps * subject.gates * size * 2 * size * (3 if what == "training" else 1)
+    return [Comparison(what, subject.name, subject.peer, point, taken[0], taken[1], work)]
 
 
 def _train(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor) -> None:
@@ -211,14 +135,3 @@ def _same(
     for one, other in zip(*results, strict=True):
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max())):
             raise RuntimeError(f"{subject.name} at {point} differs from {subject.peer}; not timed")
-
-
-def summary(results: Iterable[Comparison]) -> Iterator[dict[str, Any]]:
-    """For each cell and kind of run: the least ratio and the geometric mean over the points."""
-    groups: dict[tuple[str, str, str], list[Comparison]] = {}
-    for result in results:
-        groups.setdefault((result.what, result.cell, result.peer), []).append(result)
-    for (what, cell, peer), group in groups.items():
-        ratios = [result.ratio for result in group]
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        yield {"what": what, "cell": cell, "peer": peer, "least": min(ratios), "mean": mean, "points": len(ratios)}

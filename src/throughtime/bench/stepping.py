@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from throughtime.bench.comparison import Comparison, Item, Point
 from throughtime.bench.measure import interleaved
-from throughtime.bench.speed import Comparison, Point
 from throughtime.cells import LSTM
 from throughtime.layers import Recurrent
 from throughtime.tasks.decoding import Free, sample_natively
@@ -21,32 +20,35 @@ from throughtime.tasks.network import NextUnit
 UNITS = 1000  # written in one timing
 STEPS = 200  # made of a stream in one timing
 VOCABULARY = 65
-WRITERS = ((1, 128), (2, 256), (2, 512))  # layers, hidden units and as many features
 STREAM = 128
 _REST = 0.05  # seconds, so that neither's waiting threads hold a core that the other needs
 _CHECKED = 20  # units of a text that have to be the same
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Something to time: what it is, and the function that does it for about so many seconds."""
+class Writing:
+    """Layers of LSTM that write: hidden units and as many features; ``half``: with weights rounded to bfloat16."""
 
-    what: str
-    name: str
-    time: Callable[[float], Comparison]
+    layers: int
+    hidden: int
+    half: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"LSTM, {self.layers}x{self.hidden}{', bfloat16' if self.half else ''}"
 
 
-def streams(only: str = "") -> list[Stream]:
+WRITERS = (Writing(1, 128), Writing(2, 256), Writing(2, 512), Writing(2, 512, half=True))
+
+
+def streams(only: str = "") -> list[Item]:
     """What there is to time, of "writing" and "streaming"; both unless one is named."""
     found = []
-    if only in ("", "writing") and missing() is None:
-        found += [
-            Stream("writing", f"{layers}x{hidden}", functools.partial(writing, layers, hidden))
-            for layers, hidden in WRITERS
-        ]
+    if only in ("", "writing"):
+        found += [Item("writing", writer.name, functools.partial(writing, writer)) for writer in WRITERS]
     if only in ("", "streaming"):
         found += [
-            Stream("streaming", peer, functools.partial(streaming, peer, STREAM))
+            Item("streaming", peer, functools.partial(streaming, peer, STREAM))
             for peer in ("nn.LSTM, T = 1", "nn.LSTMCell")
         ]
     return found
@@ -58,18 +60,25 @@ def missing() -> str | None:
     return f"writing is not measured: {' and '.join(absent)} not installed" if absent else None
 
 
-def writing(layers: int, hidden: int, seconds: float) -> Comparison:
-    """Times the writing of LSTM layers against ONNX Runtime, once both have written the same.
+def writing(kind: Writing, seconds: float) -> list[Comparison]:
+    """Times the writing of LSTM layers against ONNX Runtime in float32, once both have written the same.
+
+    With rounded weights, both have numbers that bfloat16 holds.
 
     Raises:
         RuntimeError: they have not; nothing is timed then.
     """
     torch.manual_seed(0)
+    layers, hidden = kind.layers, kind.hidden
     network = NextUnit(VOCABULARY, cell="lstm", hidden=hidden, layers=layers, embedding=hidden).eval()
     with torch.no_grad():
         network.output.weight.mul_(8)  # chances that differ
+        if kind.half:
+            for part in (network.recurrent, network.output):
+                for matrix in (weight for weight in part.parameters() if weight.dim() == 2):
+                    matrix.copy_(matrix.to(torch.bfloat16))
     mask = torch.ones(VOCABULARY, dtype=torch.bool)
-    writer, theirs = network.writer([0]), _OnnxWriter(network)
+    writer, theirs = network.writer([0], torch.bfloat16 if kind.half else None), _OnnxWriter(network)
     assert writer is not None
     random = torch.Generator()
 
@@ -80,14 +89,13 @@ def writing(layers: int, hidden: int, seconds: float) -> Comparison:
         return theirs.write(torch.rand(UNITS, dtype=torch.float64, generator=random.manual_seed(1)))
 
     if mine()[:_CHECKED] != others()[:_CHECKED]:
-        raise RuntimeError(f"what is written at {layers}x{hidden} differs from ONNX Runtime's; not timed")
+        raise RuntimeError(f"the text of {kind.name} differs from ONNX Runtime's; not timed")
     taken = interleaved([mine, others], seconds, rest=_REST)
     work = 2.0 * UNITS * (layers * 4 * hidden * 2 * hidden + hidden * VOCABULARY)
-    name = "LSTM" if layers == 1 else f"{layers} layers of LSTM"
-    return Comparison("writing", name, "ONNX Runtime", Point(1, UNITS, hidden), taken[0], taken[1], work)
+    return [Comparison("writing", kind.name, "ONNX Runtime", Point(1, UNITS, hidden), taken[0], taken[1], work)]
 
 
-def streaming(peer: str, hidden: int, seconds: float) -> Comparison:
+def streaming(peer: str, hidden: int, seconds: float) -> list[Comparison]:
     """Times single steps of an LSTM called from Python against torch.nn's, once the results are found equal.
 
     Raises:
@@ -125,7 +133,7 @@ def streaming(peer: str, hidden: int, seconds: float) -> Comparison:
         raise RuntimeError(f"a stream of {hidden} units differs from {peer}; not timed")
     taken = interleaved([ours, others], seconds, rest=_REST)
     work = 2.0 * STEPS * 8 * hidden * hidden
-    return Comparison("streaming", "LSTM", peer, Point(1, STEPS, hidden), taken[0], taken[1], work)
+    return [Comparison("streaming", "LSTM", peer, Point(1, STEPS, hidden), taken[0], taken[1], work)]
 
 
 class _OnnxWriter:
