@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 import throughtime as tt
-from cases import CELLS, Leaky, make_cell, random_state
+from cases import CELLS, Leaky, Sorting, make_cell, random_state
 from throughtime.engine.stepper import Stepper
 
 close = torch.testing.assert_close
-COMPILED = [name for name in CELLS if name != "lru"]  # whose state is complex
 SOME = ["elman", "jordan", "lstm", "lstm-peephole", "lstm-layernorm", "lstm-projected", "gru", "gru-cho", "own"]
 
 
@@ -46,7 +45,7 @@ def stepped(stepper, x):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", CELLS)
 def test_a_stream_is_the_whole(name, batch):
     torch.manual_seed(1)
     cells = stacked(name)
@@ -182,14 +181,6 @@ def test_what_a_stepper_cannot_take_it_says():
     net.double()
     with pytest.raises(ValueError, match="another precision"):
         stepper.step(torch.randn(2, 3))
-
-
-class Sorting(tt.cells.Elman):
-    """A step that kernels have no word for."""
-
-    def step(self, x, state):
-        y, new = super().step(x, state)
-        return y.sort(dim=-1).values, new
 
 
 def test_cells_without_kernels_take_their_own_steps_and_it_is_told():
