@@ -17,7 +17,7 @@ from cases import CELLS, gradients, make_cell, random_state
 from throughtime.engine.cpu import adjoint, graph, machine
 from throughtime.engine.cpu import threads as engine_threads
 from throughtime.engine.cpu.complex_numbers import real_parts
-from throughtime.engine.cpu.threads import LEAST_REST, OFTEN, Crowd
+from throughtime.engine.cpu.threads import LEAST_REST, Crowd
 from throughtime.engine.cpu.trace import flatten, trace, widths_of
 
 close = torch.testing.assert_close
@@ -481,13 +481,13 @@ def test_where_other_processes_hold_the_cores_threads_do_not_meet(monkeypatch, t
     run = engine_threads.run
     monkeypatch.setattr(engine_threads, "run", lambda works: (teams.append(works[0].hands), run(works)))
     alone = tt.unroll(cell, x, state)[0]
-    crowd.seen(0)
+    crowd.seen(0.0, 1e-3)
     for _ in range(3):
-        crowd.seen(OFTEN + 1)
+        crowd.seen(2e-3, 4e-3)
     assert crowd.here()
     assert crowd.rest == pytest.approx(4 * LEAST_REST)
     assert engine_threads.hands_to_meet() == 1
     assert torch.equal(tt.unroll(cell, x, state)[0], alone)
-    crowd.seen(OFTEN)
+    crowd.seen(1e-4, 1e-3)
     assert not crowd.here()
     assert teams == [2, 1]

@@ -21,12 +21,14 @@ import torch
 from throughtime.engine.cpu.emit import Function, Module, Target
 from throughtime.engine.cpu.machine import Code, assemble
 
-LOOKS = 2000  # before a waiting thread goes to sleep: some tens of microseconds
+LOOKS = 10_000  # before a waiting thread goes to sleep: longer than it takes to wake one up, else they do so in turn
+LOOK = 12e-9  # seconds, about
 FUTEX_SYSCALL = {"x86_64": 202, "aarch64": 98}
 LINE = 8  # words of a cache line
-ARRIVED, ROUND, SLEEPERS, SLEPT = 0, LINE, 2 * LINE, 2 * LINE + 1
-OFTEN = 4  # more waits than this that end in sleep, in one run: somebody else has the cores
-LEAST_REST, LONGEST_REST = 0.02, 2.0  # seconds without meetings then; twice as long each time that it was no good
+ARRIVED, ROUND, SLEEPERS, SLEPT, OVERSLEPT = 0, LINE, 2 * LINE, 2 * LINE + 1, 2 * LINE + 2
+SLEEP = 500_000  # nanoseconds after which a sleeping thread looks again
+WAITED = 0.25  # of a run's time before and in such sleeps: somebody else has the cores
+LEAST_REST, LONGEST_REST = 0.1, 4.0  # seconds without meetings then; twice as long each time that it was no good
 MEETING_WORDS = 3 * LINE
 
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -74,9 +76,10 @@ class Crowd:
     def here(self) -> bool:
         return time.monotonic() < self.until
 
-    def seen(self, slept: int) -> None:
-        """Takes note of how many waits of a run with meetings ended in sleep."""
-        self.rest = min(LONGEST_REST, max(LEAST_REST, 2 * self.rest)) if slept > OFTEN else 0.0
+    def seen(self, waited: float, seconds: float) -> None:
+        """Takes note of a run with meetings: for how long a thread waited before and in its sleeps, of how long."""
+        crowded = waited > WAITED * seconds
+        self.rest = min(LONGEST_REST, max(LEAST_REST, 2 * self.rest, 4 * seconds)) if crowded else 0.0
         self.until = time.monotonic() + self.rest
 
 
@@ -125,10 +128,13 @@ def run(works: list[Work]) -> None:
     team[Team.WORKS], team[Team.HANDS] = len(works), first
     library = openmp()
     assert library is not None
+    began = time.monotonic()
     library.GOMP_parallel(ctypes.c_void_p(_entrance()), ctypes.c_void_p(ctypes.addressof(team)), first, 0)
     if any(work.hands > 1 for work in works):
         start = (meeting - ctypes.addressof(meetings)) // 8
-        crowd.seen(max(meetings[start + MEETING_WORDS * k + SLEPT] for k in range(len(works))))
+        places = [start + MEETING_WORDS * k for k in range(len(works))]
+        waited = [meetings[at + SLEPT] * LOOKS * LOOK + meetings[at + OVERSLEPT] * SLEEP * 1e-9 for at in places]
+        crowd.seen(max(waited), time.monotonic() - began)
 
 
 @functools.cache
@@ -199,6 +205,8 @@ def _wait_while(f: Function, address: str, old: str, sleepers: str) -> None:
     """Waits until the word at the address is no longer ``old``."""
     left = f.slot("i64")
     f.set(left, "i64", str(LOOKS))
+    limit = f.slot("[2 x i64]")  # seconds, nanoseconds
+    f.line(f"store [2 x i64] [i64 0, i64 {SLEEP}], ptr {limit}")
     with f.repeat_while() as forever:
         forever.unless(f.compare("eq", _atomic_load(f, address), old))
         f.set(left, "i64", f.sub(f.get(left, "i64"), 1))
@@ -206,8 +214,10 @@ def _wait_while(f: Function, address: str, old: str, sleepers: str) -> None:
         with f.when(f.compare("slt", f.get(left, "i64"), 0)):
             _atomic_add(f, sleepers, 1)
             _atomic_add(f, f.at(sleepers, SLEPT - SLEEPERS, "i64"), 1)
-            _futex(f, address, 128, f.let(f"and i64 {old}, 4294967295"))  # wait, private
+            _futex(f, address, 128, f.let(f"and i64 {old}, 4294967295"), limit)  # wait, private
             _atomic_add(f, sleepers, -1)
+            with f.when(f.compare("eq", _atomic_load(f, address), old)):
+                _atomic_add(f, f.at(sleepers, OVERSLEPT - SLEEPERS, "i64"), 1)
 
 
 def _atomic_load(f: Function, address: str) -> str:
@@ -219,12 +229,12 @@ def _atomic_add(f: Function, address: str, amount: int) -> str:
     return f.let(f"atomicrmw add ptr {address}, i64 {amount} seq_cst")
 
 
-def _futex(f: Function, address: str, operation: int, value: str) -> None:
+def _futex(f: Function, address: str, operation: int, value: str, limit: str = "null") -> None:
     number = FUTEX_SYSCALL[os.uname().machine]
     f.module.declarations["syscall"] = "declare i64 @syscall(i64, ...)"
     f.let(
         f"call i64 (i64, ...) @syscall(i64 {number}, ptr {address}, i64 {operation}, i64 {value}, "
-        f"ptr null, ptr null, i64 0)"
+        f"ptr {limit}, ptr null, i64 0)"
     )
 
 
