@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -248,13 +247,20 @@ def order_figure(results: Sequence[OrderResult]) -> Figure:
     """Errors against length, from the lengths trained on to fifty times as long."""
     figure, (axes,) = new_figure()
     for result in results:
-        lengths = np.array(sorted(result.errors))
+        recipe, lengths = result.recipe, sorted(result.errors)
         axes.semilogx(
             lengths,
-            [100 * result.errors[int(n)] for n in lengths],
+            [100 * result.errors[n] for n in lengths],
             "o-",
-            label=f"trained on {result.recipe.shortest} to {result.recipe.longest} steps, seed {result.recipe.seed}",
+            label=f"{recipe.shortest} to {recipe.longest} steps, seed {recipe.seed}, {result.steps:,} updates"
+            + (", until no error" if result.solved else ""),
         )
-    finish(axes, "Temporal order: one tanh network at lengths it never saw", "length, steps", "wrong, %")
+    ticks = sorted({n for result in results for n in result.errors})
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=8)
+    axes.minorticks_off()
+    axes.axhline(100 * (1 - _PROBLEM.chance(ticks[-1])), color="black", linestyle=":", linewidth=0.8, label="guessing")
+    finish(
+        axes, "Temporal order: one tanh network, by the lengths it was trained on", "length tested, steps", "wrong, %"
+    )
     legend(axes)
     return figure
