@@ -138,6 +138,7 @@ def test_study_goes_on_where_it_stopped(tmp_path):
     assert results.read_bytes().startswith(lines)
     assert [json.loads(line)["cell"] for line in results.read_text().splitlines()] == ["gru"] * 2 + ["gru-chrono"] * 2
     assert both[0] == first[0]
+    assert all(not one.solved and one.further is not None and one.processor > 0 for one in both)
     assert run.memory_study(results, cells=["gru"], seeds=[1], **options) == first
 
     text = run.table(both)
