@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from throughtime import cells
 from throughtime.cells import Cell
-from throughtime.engine import unroll
+from throughtime.engine.unroll import unroll, unroll_both
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -82,18 +82,17 @@ class _Layers(nn.RNNBase):
         for k, cell in enumerate(self._cells):
             if k and self.dropout and self.training:
                 x = self._drop(x, packed)
-            outputs = []
-            for direction in self._directions:
-                y, final = unroll(
-                    filled(cell, self._weights(f"l{k}{direction}")),
-                    x,
-                    None if states is None else states[len(finals)],
-                    lengths=lengths,
-                    reverse=direction == "_reverse",
-                )
-                outputs.append(y)
+            directions = [filled(cell, self._weights(f"l{k}{direction}")) for direction in self._directions]
+            given = None if states is None else states[len(finals) : len(finals) + len(directions)]
+            if self.bidirectional:
+                one, other = directions
+                pair = None if given is None else (given[0], given[1])
+                (y, final), (z, opposite) = unroll_both(one, other, x, pair, lengths=lengths)
+                finals += [final, opposite]
+                x = torch.cat([y, z], dim=-1)  # (B, T, O)
+            else:
+                x, final = unroll(directions[0], x, None if given is None else given[0], lengths=lengths)
                 finals.append(final)
-            x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]  # (B, T, O)
 
         stacked = [torch.stack(fields) for fields in zip(*finals, strict=True)]  # (layers * directions, B, H)
         state = tuple(field[:, 0] for field in stacked) if single else tuple(stacked)
