@@ -57,7 +57,9 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
     """Lengths as a tensor (B,) of whole numbers in 0..T, or None."""
     if lengths is None:
         return None
-    lengths = torch.as_tensor(lengths, device=x.device)
+    given, lengths = lengths, torch.as_tensor(lengths, device=x.device)
+    if lengths is given:
+        lengths = lengths.clone()  # the way back reads them too; a caller may fill the same tensor again till then
     if lengths.numel() == 0:
         lengths = lengths.long()  # an empty list has no type of its own
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +20,13 @@ from throughtime.cells.wrappers import Wrapper
 from throughtime.engine.cpu import operators
 from throughtime.engine.cpu.complex_numbers import real_parts, rejoined
 from throughtime.engine.cpu.differentiable import differentiably, in_transform
+from throughtime.engine.cpu.graph import Untraceable
 from throughtime.engine.cpu.kernels import REAL
 from throughtime.engine.cpu.machine import instruction_set
 from throughtime.engine.cpu.program import build, describe_program
+from throughtime.engine.cpu.settings import watched
 from throughtime.engine.cpu.task import Prepared, SideBySide, Task
-from throughtime.engine.cpu.trace import Untraceable, flatten, trace, widths_of, with_data
+from throughtime.engine.cpu.trace import flatten, trace, widths_of, with_data
 from throughtime.engine.sequence import Result, Sequence, map_state
 
 
@@ -36,6 +40,9 @@ class Resetting(Wrapper):
 
 
 TRANSFORMS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
+REMEMBERED = 64  # traces of one cell, of the settings that it had
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+_one_at_a_time = threading.RLock()  # PyTorch's tracer keeps what it does where all threads see it
 _prepared: weakref.WeakKeyDictionary[Cell, dict[Any, Prepared | str]] = weakref.WeakKeyDictionary()
 
 
@@ -53,7 +60,7 @@ def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Resul
         return why
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    own, settings = (tensors_of(cell), ()) if compiling else _look(cell)
+    own, settings = (tensors_of(cell), ()) if compiling else _tensors_and_settings(cell)
     tensors = [tensor for tensor in own.values() if isinstance(tensor, nn.Parameter) or tensor.is_floating_point()]
     if sequence is not None:
         tensors += [sequence.x, *real_parts(sequence.state), *flatten(sequence.noise)]
@@ -115,7 +122,7 @@ def prepare(cell: Cell, widths: Any, *, resetting: bool = False, dtype: torch.dt
         resetting: whether its state goes back to initial now and then.
         dtype: of its numbers, where its own parameters do not tell.
     """
-    return _prepare(cell, *_look(cell), widths, resetting, dtype)
+    return _prepare(cell, *_tensors_and_settings(cell), widths, resetting, dtype)
 
 
 def _prepare(
@@ -124,7 +131,9 @@ def _prepare(
     shapes = tuple([(name, p.shape, p.dtype) for name, p in tensors.items()])
     key = (shapes, widths, settings, resetting, dtype)
     known = _prepared.setdefault(getattr(cell, "stands_for", cell), {})
-    if key not in known:
+    with _one_at_a_time if key not in known else contextlib.nullcontext():
+        if key in known:
+            return known[key]
         with temporarily_clear_interpreter_stack():  # a trace is no part of a transform of torch.func
             real = {name: with_data(p, dtype) for name, p in tensors.items()}
             try:
@@ -133,40 +142,41 @@ def _prepare(
                     if resetting
                     else trace(cell, real, widths)
                 )
+                while len(known) >= REMEMBERED:
+                    known.pop(next(iter(known)))
                 known[key] = Prepared(traced)
             except Untraceable as error:
                 known[key] = str(error)
     return known[key]
 
 
-def _look(cell: Cell) -> tuple[dict[str, Tensor], tuple]:
-    """`tensors_of` a cell, and what its step may depend on beside them: plain attributes of the
-    cell and its parts. In one round, as this is done at every call."""
+def _tensors_and_settings(cell: Cell) -> tuple[dict[str, Tensor], tuple]:
+    """`tensors_of` a cell, and what its step may depend on beside them: attributes of the cell and its parts, which
+    tensors are one. In one round, as this is done at every call."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     settings: list[Any] = []
-    known: set[int] = set()  # parts and tensors in more than one place count once
+    known: dict[int, Any] = {}  # parts and tensors in more than one place count once
     pending: list[tuple[str, nn.Module]] = [("", cell)]
     while pending:
         prefix, module = pending.pop()
         if id(module) in known:
+            settings.append(known[id(module)])
             continue
-        known.add(id(module))
+        known[id(module)] = prefix
         settings.append(type(module))
         for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
             for name, tensor in held.items():
-                if tensor is not None and id(tensor) not in known:
-                    known.add(id(tensor))
+                if tensor is None:
+                    continue
+                if id(tensor) in known:
+                    settings.append((prefix + name, known[id(tensor)]))
+                else:
+                    known[id(tensor)] = prefix + name
                     found[prefix + name] = tensor
         for name, value in module.__dict__.items():
-            if name[0] == "_":
-                continue
-            if isinstance(value, (bool, int, float, str, tuple, type(None))):
-                settings.append((name, value))
-            elif isinstance(value, dict):
-                settings.append((name, tuple(value.items())))
-            elif callable(value):
-                settings.append((name, id(value)))
+            if name not in _OF_EVERY_MODULE:
+                settings.append((name, watched(value)))
         parts = [(f"{prefix}{name}.", part) for name, part in module._modules.items() if part is not None]
         pending += reversed(parts)  # as PyTorch orders them
     return parameters | buffers, tuple(settings)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from throughtime.engine.cpu.graph import Graph, Node
+from throughtime.engine.cpu.graph import Graph, Node, Untraceable
 
 aten = torch.ops.aten
 
@@ -49,12 +49,34 @@ class Pair:
 
 Value = Node | Pair
 Operation = Callable[..., Value]
-OPERATIONS: dict[Any, Operation] = {}
+_operations: dict[Any, Operation] = {}
+
+
+def complex_operation(g: Graph, target: Any, arguments: list[Any], options: dict[str, Any]) -> Value:
+    """An operation of PyTorch's of which an argument or the result is complex.
+
+    Raises:
+        Untraceable: it is not among those known here, or is not used in the plain way.
+    """
+    operation = _operations.get(target)
+    if operation is None or options or len(arguments) + 1 != operation.__code__.co_argcount:
+        raise Untraceable(f"{target} of complex values is not among its operations")
+    if target is not aten.select.int:
+        arguments = [_value(g, argument) for argument in arguments]
+        if any(isinstance(argument, Pair) and argument.apart for argument in arguments):
+            raise Untraceable(f"{target} of the parts of a complex value")
+    return operation(g, *arguments)
+
+
+def _value(g: Graph, argument: Any) -> Any:
+    if isinstance(argument, complex):
+        return Pair(g.const(argument.real), g.const(argument.imag))
+    return g.const(argument) if isinstance(argument, (int, float)) else argument
 
 
 def _on(*targets: Any) -> Callable[[Operation], Operation]:
     def register(operation: Operation) -> Operation:
-        OPERATIONS.update(dict.fromkeys(targets, operation))
+        _operations.update(dict.fromkeys(targets, operation))
         return operation
 
     return register
@@ -73,7 +95,7 @@ def _apart(g: Graph, value: Pair) -> Pair:
 @_on(aten.select.int)
 def _part(g: Graph, value: Pair, axis: int, index: int) -> Value:
     if not value.apart or axis not in (-1, 2):
-        raise ValueError("a part of a complex value that is neither real nor imaginary")
+        raise Untraceable("a part of a complex value that is neither real nor imaginary")
     return (value.real, value.imaginary)[index]
 
 
@@ -84,14 +106,12 @@ def _same(g: Graph, value: Pair) -> Pair:
 
 @_on(aten.add.Tensor)
 def _sum(g: Graph, a: Value, b: Value) -> Pair:
-    (real, imaginary), (other, other_imaginary) = _parts(g, a), _parts(g, b)
-    return Pair(g.apply("add", real, other), g.apply("add", imaginary, other_imaginary))
+    return _by_parts(g, "add", a, b)
 
 
 @_on(aten.sub.Tensor)
 def _difference(g: Graph, a: Value, b: Value) -> Pair:
-    (real, imaginary), (other, other_imaginary) = _parts(g, a), _parts(g, b)
-    return Pair(g.apply("sub", real, other), g.apply("sub", imaginary, other_imaginary))
+    return _by_parts(g, "sub", a, b)
 
 
 @_on(aten.neg.default)
@@ -127,6 +147,16 @@ def _quotient(g: Graph, a: Value, b: Value) -> Pair:
     return Pair(g.apply("div", product.real, size), g.apply("div", product.imaginary, size))
 
 
+@_on(aten.reciprocal.default)
+def _reciprocal(g: Graph, a: Pair) -> Value:
+    return _quotient(g, g.const(1.0), a)
+
+
+@_on(aten.rsub.Scalar, aten.rsub.Tensor)
+def _turned_difference(g: Graph, a: Value, b: Value) -> Pair:
+    return _by_parts(g, "sub", b, a)
+
+
 @_on(aten.exp.default)
 def _exponential(g: Graph, a: Pair) -> Value:
     return _polar(g, g.apply("exp", a.real), a.imaginary)
@@ -139,14 +169,21 @@ def _polar(g: Graph, size: Node, angle: Node) -> Pair:
 
 @_on(aten.abs.default)
 def _size(g: Graph, a: Pair) -> Node:
+    """The root of the squares' sum: past 1e19 float32 overflows. Its derivative at zero is zero, as in PyTorch."""
     squares = g.apply("add", g.apply("mul", a.real, a.real), g.apply("mul", a.imaginary, a.imaginary))
-    return g.apply("sqrt", squares)
+    some = g.apply("greater", squares, 0.0)
+    return g.apply("where", some, g.apply("sqrt", g.apply("where", some, squares, 1.0)), 0.0)
 
 
 @_on(aten.where.self)
 def _choice(g: Graph, condition: Node, a: Value, b: Value) -> Pair:
     (real, imaginary), (other, other_imaginary) = _parts(g, a), _parts(g, b)
     return Pair(g.apply("where", condition, real, other), g.apply("where", condition, imaginary, other_imaginary))
+
+
+def _by_parts(g: Graph, op: str, a: Value, b: Value) -> Pair:
+    (real, imaginary), (other, other_imaginary) = _parts(g, a), _parts(g, b)
+    return Pair(g.apply(op, real, other), g.apply(op, imaginary, other_imaginary))
 
 
 def _parts(g: Graph, value: Value) -> tuple[Node, Node]:

@@ -58,13 +58,23 @@ class Unrolled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *derivatives: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
-        given = [
-            saved[0].new_zeros(shape) if d is None else d for d, shape in zip(derivatives, ctx.shapes, strict=False)
-        ]
-        made = iter(Returned.apply(ctx.task, ctx.wanted, needs, *saved, *given))
-        return (None, None, *(next(made) if need else None for need in needs))
+        task, needs, saved = ctx.task, ctx.needs_input_grad[2:], list(ctx.saved_tensors)
+        arguments, kept = saved[: ctx.count], saved[ctx.count :]
+        asked = list(derivatives[: task.results])
+        if not isinstance(task, SideBySide):
+            return (None, None, *_returned(task, ctx.wanted, needs, arguments, kept, asked, ctx.shapes))
+        parts = task.apart(arguments, kept, list(zip(asked, ctx.shapes, strict=True)))
+        if all(any(d is not None for d, _ in given) for _, _, given in parts):
+            return (None, None, *_returned(task, ctx.wanted, needs, arguments, kept, asked, ctx.shapes))
+        grads: list[Tensor | None] = []  # a cell that no result is used of has no gradient, rather than one of zeros
+        for one, names, (own, theirs, given) in zip(task.tasks, ctx.wanted, parts, strict=True):
+            own_needs = needs[len(grads) : len(grads) + len(own)]
+            if all(d is None for d, _ in given):
+                grads += [None] * len(own)
+            else:
+                ds, shapes = zip(*given, strict=True)
+                grads += _returned(one, names, own_needs, own, theirs, ds, shapes)
+        return (None, None, *grads)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, task: AnyTask, wanted: Any, *arguments: Tensor) -> tuple:
@@ -77,7 +87,17 @@ class Unrolled(torch.autograd.Function):
             _folded(a, dim, number) if of else a for a, dim, of in zip(arguments, dims, of_sequences, strict=True)
         ]
         made = Unrolled.apply(task.times(number), wanted, *folded)
-        return tuple(m.unflatten(0, (number, len(m) // number)) for m in made), (0,) * len(made)
+        return tuple(m.unflatten(0, (number, task.batch_size)) for m in made), (0,) * len(made)
+
+
+def _returned(
+    task: AnyTask, wanted: Any, needs: Sequence[bool], arguments: list[Tensor], kept: list[Tensor],
+    derivatives: Sequence[Tensor | None], shapes: Sequence[torch.Size],
+) -> list[Tensor | None]:  # fmt: skip
+    """The derivatives by the arguments, None by those that need none."""
+    given = [arguments[0].new_zeros(s) if d is None else d for d, s in zip(derivatives, shapes, strict=True)]
+    made = iter(Returned.apply(task, wanted, needs, *arguments, *kept, *given) if any(needs) else ())
+    return [next(made) if need else None for need in needs]
 
 
 class Returned(torch.autograd.Function):
@@ -86,7 +106,7 @@ class Returned(torch.autograd.Function):
     @staticmethod
     @_quickly_bound
     def forward(task: AnyTask, wanted: Any, needs: Sequence[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
-        arguments, kept, derivatives = _shared_out(task, needs, tensors)
+        arguments, kept, derivatives = _sorted_out(task, needs, tensors)
         made = task.backward(arguments, kept, derivatives, wanted)
         needed = zip(made, arguments, needs, strict=True)
         return tuple(torch.zeros_like(a) if grad is None else grad for grad, a, need in needed if need)
@@ -99,7 +119,7 @@ class Returned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *second: Tensor) -> tuple[Tensor | None, ...]:
         task, needs = ctx.task, ctx.needs
-        arguments, kept, derivatives = _shared_out(task, needs, ctx.saved_tensors)
+        arguments, kept, derivatives = _sorted_out(task, needs, ctx.saved_tensors)
 
         def derived(*tensors: Tensor) -> tuple[Tensor, ...]:
             back = torch.func.vjp(lambda *own: task.by_reference(own), *tensors[: len(needs)])[1]
@@ -115,7 +135,7 @@ class Returned(torch.autograd.Function):
         return _one_by_one(lambda own: Returned.apply(task, wanted, needs, *own), info.batch_size, tensors, in_dims[3:])
 
 
-def _shared_out(
+def _sorted_out(
     task: AnyTask, needs: Sequence[bool], tensors: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Arguments, what is kept, derivatives."""
@@ -133,6 +153,14 @@ def _one_by_one(
     call: Callable[[list[Tensor]], tuple[Tensor, ...]], number: int, tensors: Sequence[Tensor], dims: Sequence
 ) -> tuple:
     """A call for each of what vmap maps over: kernels take one set of weights."""
+    if number == 0:
+        like = call(
+            [
+                t if dim is None else t.new_zeros(t.movedim(dim, 0).shape[1:])
+                for t, dim in zip(tensors, dims, strict=True)
+            ]
+        )
+        return tuple(m.new_empty(0, *m.shape) for m in like), (0,) * len(like)
     made = [call([_taken(t, dim, k) for t, dim in zip(tensors, dims, strict=True)]) for k in range(number)]
     stacked = tuple(torch.stack(parts) for parts in zip(*made, strict=True))
     return stacked, (0,) * len(stacked)

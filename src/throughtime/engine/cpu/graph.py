@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
+class Untraceable(Exception):
+    """A step does what the graph has no word for; the text says what."""
+
+
 # Pointwise operations and what they are in PyTorch.
 POINTWISE: dict[str, Callable[..., Tensor]] = {
     "add": torch.add,
@@ -145,7 +150,7 @@ class Graph:
 
     def _simplify(self, op: str, nodes: list[Node]) -> Node | None:
         if all(n.op == "const" for n in nodes):
-            value = POINTWISE[op](*(torch.tensor(n.detail, dtype=torch.float64) for n in nodes))
+            value = POINTWISE[op](*(torch.tensor(n.detail, dtype=torch.float64, device="cpu") for n in nodes))
             return self.const(float(value))
         values = [n.detail if n.op == "const" else None for n in nodes]
         # a constant may stand in for a row only where the width stays the same

@@ -60,7 +60,7 @@ class Rows:
 
 @functools.lru_cache(maxsize=64)
 def equal_rows(batch: int, steps: int) -> tuple[Tensor, Tensor]:
-    return torch.full((batch,), steps, dtype=torch.int64), torch.arange(batch)
+    return torch.full((batch,), steps, dtype=torch.int64, device="cpu"), torch.arange(batch, device="cpu")
 
 
 def rows_of(batch: int, steps: int, lengths: Tensor | None, reverse: bool) -> Rows:
@@ -161,7 +161,7 @@ def _workspace(number: int, size: int) -> int:
     if number not in spaces or spaces[number].numel() < size:
         spaces.pop(number, None)  # not both at a time
         with torch.inference_mode(False):  # as it outlives such a mode
-            spaces[number] = torch.empty(size + 64, dtype=torch.uint8)
+            spaces[number] = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
     space = spaces[number]
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if fill and torch.are_deterministic_algorithms_enabled():
@@ -213,4 +213,5 @@ def gradient_buffers(kernels: Kernels, dtype: torch.dtype) -> list[Tensor]:
     backward = kernels.program.backward
     assert backward is not None
     panel, tile = panel_width(kernels.target), most_rows(kernels.target)
-    return [torch.empty(rounded(g.width, tile), rounded(g.source_width, panel), dtype=dtype) for g in backward.matrices]
+    shapes = [(rounded(g.width, tile), rounded(g.source_width, panel)) for g in backward.matrices]
+    return [torch.empty(shape, dtype=dtype, device="cpu") for shape in shapes]

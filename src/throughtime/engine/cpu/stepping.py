@@ -136,11 +136,14 @@ class Layer:
             for pack in layout.packs
         }
         self.work = sum(panels.numel() for panels in self.panels.values())
-        self.scratch = aligned(torch.zeros(rows * (layout.row_scratch + layout.block_scratch) + 64, dtype=dtype))
-        self.output = torch.zeros(rows, step.y.width, dtype=dtype)
-        self.states = [
-            [torch.zeros(rows, rounded(n.width, panel), dtype=dtype) for n in step.state] for _ in range(2)
-        ]  # before a step, and after
+        self.scratch = aligned(
+            torch.zeros(rows * (layout.row_scratch + layout.block_scratch) + 64, dtype=dtype, device="cpu")
+        )
+        self.output = torch.zeros(rows, step.y.width, dtype=dtype, device="cpu")
+        widths = [rounded(node.width, panel) for node in step.state]
+        self.states = [  # before a step, and after
+            [torch.zeros(rows, width, dtype=dtype, device="cpu") for width in widths] for _ in range(2)
+        ]
         self.widths = [node.width for node in step.state]
         self.times = equal_rows(rows, 1)
         self.words = tuple(self._words(turn) for turn in range(2))
@@ -211,7 +214,7 @@ class Stack:
 
     def step(self, x: Tensor) -> Tensor:
         """``x (B, I), its columns side by side -> y (B, O)``; the state is the next one then."""
-        y = torch.empty(self._shape, dtype=self._dtype)
+        y = torch.empty(self._shape, dtype=self._dtype, device="cpu")
         turn, words = self.turn, self._step
         first, last = self._ends[turn]
         if self._x is not None:

@@ -101,7 +101,7 @@ class Task:
     def split(self, arguments: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Inputs by name, state, rows and matrices, as the kernels read them."""
         inputs = {n: _columns_together(a) for n, a in zip(self.names, arguments, strict=False)}
-        rest = [a.contiguous() for a in arguments[len(self.names) :]]
+        rest = [_columns_together(a).contiguous() for a in arguments[len(self.names) :]]
         n, v = len(self.fields), self.step.vectors
         return inputs, rest[:n], rest[n : n + v], rest[n + v :]
 
@@ -180,6 +180,7 @@ class Task:
         batch, steps, x = self.batch_size, self.steps, inputs["x"]
         ragged = self.lengths is not None
         placed = {name: by_step(tensor) for name, tensor in inputs.items()}
+        kept = [tensor.contiguous() for tensor in kept]  # hooks on saved tensors may have laid them out anew
         for name, path in zip(self.fields, kept, strict=False):
             self._place_path(placed, name, path)
         placed["saved"] = by_step(kept[-1])
@@ -226,13 +227,22 @@ class SideBySide:
         """``counts``: how many arguments each has."""
         self.tasks, self.counts = tuple(tasks), tuple(counts)
 
-    def shared_out(self, arguments: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
-        taken = iter(arguments)
-        return [list(itertools.islice(taken, count)) for count in counts]
-
     @property
     def results(self) -> int:
         return sum(task.results for task in self.tasks)
+
+    @property
+    def batch_size(self) -> int:
+        return self.tasks[0].batch_size
+
+    def apart(
+        self, arguments: Sequence[Any], kept: Sequence[Any], derivatives: Sequence[Any]
+    ) -> list[tuple[list[Any], list[Any], list[Any]]]:
+        """What is each task's of these."""
+        own = _in_runs(arguments, self.counts)
+        theirs = _in_runs(kept, [len(task.fields) + 1 for task in self.tasks])
+        given = _in_runs(derivatives, [task.results for task in self.tasks])
+        return list(zip(own, theirs, given, strict=True))
 
     def times(self, number: int) -> SideBySide:
         return SideBySide([task.times(number) for task in self.tasks], self.counts)
@@ -241,18 +251,18 @@ class SideBySide:
         return [of for task, own in zip(self.tasks, self.counts, strict=True) for of in task.of_sequences(own)]
 
     def wanted(self, needs: Sequence[bool]) -> tuple[frozenset[str], ...]:
-        parts = self.shared_out(needs, self.counts)
+        parts = _in_runs(needs, self.counts)
         return tuple(task.wanted(part) for task, part in zip(self.tasks, parts, strict=True))
 
     def by_reference(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        parts = self.shared_out(arguments, self.counts)
+        parts = _in_runs(arguments, self.counts)
         made = [task.by_reference(part) for task, part in zip(self.tasks, parts, strict=True)]
         return tuple(itertools.chain.from_iterable(made))
 
     def forward(
         self, arguments: Sequence[Tensor], wanted: tuple[frozenset[str], ...] | None = None
     ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        parts = self.shared_out(arguments, self.counts)
+        parts = _in_runs(arguments, self.counts)
         asked = wanted or (None,) * len(parts)
         begun = [t.going_forward(part, names) for t, part, names in zip(self.tasks, parts, asked, strict=True)]
         run([launch for launch, _, _ in begun])
@@ -263,12 +273,16 @@ class SideBySide:
         self, arguments: list[Tensor], kept: list[Tensor], derivatives: list[Tensor],
         wanted: tuple[frozenset[str], ...],
     ) -> list[Tensor | None]:  # fmt: skip
-        own = self.shared_out(arguments, self.counts)
-        theirs = self.shared_out(kept, [len(task.fields) + 1 for task in self.tasks])
-        given = self.shared_out(derivatives, [task.results for task in self.tasks])
-        begun = [task.going_back(own[k], theirs[k], given[k], wanted[k]) for k, task in enumerate(self.tasks)]
+        parts = self.apart(arguments, kept, derivatives)
+        begun = [task.going_back(*part, names) for task, part, names in zip(self.tasks, parts, wanted, strict=True)]
         run([launch for launch, _ in begun])
         return list(itertools.chain.from_iterable(finish() for _, finish in begun))
+
+
+def _in_runs(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    """The first so many values, then the next so many, ..."""
+    taken = iter(values)
+    return [list(itertools.islice(taken, count)) for count in counts]
 
 
 def _made(like: Tensor, zeros: bool, *shape: int) -> Tensor:
@@ -278,6 +292,8 @@ def _made(like: Tensor, zeros: bool, *shape: int) -> Tensor:
 
 def _columns_together(tensor: Tensor) -> Tensor:
     """A tensor whose last axis lies side by side; the others may be anywhere."""
+    if tensor.is_neg():  # PyTorch negates the imaginary part of a conjugate when it is read
+        tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 

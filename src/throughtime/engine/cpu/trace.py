@@ -10,19 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
-from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from throughtime.cells.cell import Cell, checked_step
-from throughtime.engine.cpu.complex_numbers import OPERATIONS, Pair, real_fields, real_parts, rejoined
-from throughtime.engine.cpu.graph import Graph, Node, evaluate
+from throughtime.engine.cpu.complex_numbers import Pair, complex_operation, real_fields, real_parts, rejoined
+from throughtime.engine.cpu.graph import Graph, Node, Untraceable, evaluate
 
 aten = torch.ops.aten
 ROWS = 7  # sequences in the batch that is traced: any number that no cell would name
-
-
-class Untraceable(Exception):
-    """A step does what the graph has no word for; the text says what."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +38,27 @@ class Step:
     vectors: int  # the first so many results of the prologue are rows (N,), the rest matrices (N, K)
 
 
-class _Step(nn.Module):
-    def __init__(self, cell: Cell) -> None:
-        super().__init__()
-        self.cell = cell
+def standing_in(module: Any, tensors: dict[str, Tensor], prefix: str = "", known: dict[int, Any] | None = None) -> Any:
+    """A copy of the module that holds these tensors for its parameters and buffers.
 
-    def forward(self, x: Tensor, state: Any, noise: Any) -> tuple[Tensor, ...]:
-        y, new = checked_step(self.cell, x, state, noise)
-        return (y, *real_parts(new))
-
-
-class _Initial(nn.Module):
-    def __init__(self, cell: Cell) -> None:
-        super().__init__()
-        self.cell = cell
-
-    def forward(self) -> Any:
-        return self.cell.initial_state(1)
+    `torch.func.functional_call` swaps them within the module itself, where another thread would see them.
+    """
+    known = {} if known is None else known  # parts and tensors in more than one place stay one
+    if id(module) in known:
+        return known[id(module)]
+    copy = known[id(module)] = object.__new__(type(module))
+    copy.__dict__.update(module.__dict__)
+    for kind in ("_parameters", "_buffers"):
+        held = copy.__dict__[kind] = dict(module.__dict__[kind])
+        for name, tensor in held.items():
+            if prefix + name in tensors:
+                known[id(tensor)] = tensors[prefix + name]
+            held[name] = None if tensor is None else known[id(tensor)]
+    parts = module.__dict__["_modules"].items()
+    copy.__dict__["_modules"] = {
+        name: None if part is None else standing_in(part, tensors, f"{prefix}{name}.", known) for name, part in parts
+    }
+    return copy
 
 
 def flatten(noise: Any) -> list[Tensor]:
@@ -103,8 +102,8 @@ def with_data(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         return tensor.detach()
     shape = [int(size) for size in tensor.shape]
     if tensor.is_floating_point():
-        return torch.randn(shape, dtype=dtype or tensor.dtype)
-    return torch.zeros(shape, dtype=tensor.dtype)
+        return torch.randn(shape, dtype=dtype or tensor.dtype, device="cpu")
+    return torch.zeros(shape, dtype=tensor.dtype, device="cpu")
 
 
 def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
@@ -120,8 +119,7 @@ def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
     if type(cell).step is Cell.step:
         cell.step(torch.empty(0), None)  # says that the cell has to define it
     tensors = {name: p.detach() for name, p in parameters.items()}
-    stand_ins = {f"cell.{name}": value for name, value in tensors.items()}
-    initial = functional_call(_Initial(cell), stand_ins, ())
+    initial = standing_in(cell, tensors).initial_state(1)
     parts = real_parts(initial)
     like = parts[0]
     if min(_flat(widths), default=0) < 0 or any(field.dim() != 2 for field in initial):
@@ -129,12 +127,10 @@ def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
     x = like.new_empty(ROWS, cell.input_size)
     state = [part.new_empty(ROWS, part.shape[1]) for part in parts]
     draws = [like.new_empty(ROWS, width) for width in _flat(widths)]
-    module = _Step(cell)
 
     def run(tensors: dict[str, Tensor], x: Tensor, state: list[Tensor], draws: list[Tensor]) -> Any:
-        stand_ins = {f"cell.{name}": value for name, value in tensors.items()}
-        arguments = (x, rejoined(state, initial), nested(widths, iter(draws)))
-        return functional_call(module, stand_ins, arguments)
+        y, new = checked_step(standing_in(cell, tensors), x, rejoined(state, initial), nested(widths, iter(draws)))
+        return (y, *real_parts(new))
 
     table = get_decompositions(
         [
@@ -272,12 +268,11 @@ class _Reader:
 
     def complex_or_row(self, value: Any) -> Any:
         """An operand of an operation on complex values: a pair of rows, a row, or what is no tensor."""
-        if isinstance(value, fx.Node):
-            if value in self.values:
-                return self.values[value]
-            if value.meta["val"].is_complex():
-                return Pair(self.vector(value, "real"), self.vector(value, "imag"))
-        return self.row(value) if isinstance(value, (fx.Node, float)) else value
+        if not isinstance(value, fx.Node):
+            return value
+        if value not in self.values and value.meta["val"].is_complex():
+            return Pair(self.vector(value, "real"), self.vector(value, "imag"))
+        return self.values[value] if value in self.values else self.row(value)
 
     def product(self, source: Node, weight: Any, flipped: bool) -> Node:
         """Source times a weight (N, K) transposed; over each part of a concatenation apart."""
@@ -310,10 +305,7 @@ class _Reader:
         return handler(self, node)
 
     def complex_value(self, node: Any) -> Any:
-        operation = OPERATIONS.get(node.target)
-        if operation is None or node.kwargs:
-            raise Untraceable(f"{node.target} of complex values is not among its operations")
-        return operation(self.graph, *(self.complex_or_row(a) for a in node.args))
+        return complex_operation(self.graph, node.target, [self.complex_or_row(a) for a in node.args], node.kwargs)
 
     def _prologue(self, parameters: list[fx.Node]) -> fx.GraphModule:
         """PyTorch's graph cut down to what depends on parameters alone."""
@@ -331,7 +323,9 @@ class _Reader:
                 copies[node] = graph.node_copy(node, lambda n: copies[n])
         parts = {"": lambda n: n, "real": lambda n: graph.call_function(torch.real, (n,))}
         parts["imag"] = lambda n: graph.call_function(torch.imag, (n,))
-        results = [graph.call_method("reshape", (parts[part](copies[n]), -1)) for n, part in self.vectors]
+        results = [
+            graph.call_method("reshape", (parts[part](copies[n]), n.meta["val"].numel())) for n, part in self.vectors
+        ]
         for weight, (flipped, first, width) in self.matrices:
             matrix = copies[weight]
             if flipped:

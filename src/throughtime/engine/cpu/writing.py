@@ -114,7 +114,7 @@ class Writer:
         for k, linear in enumerate(self._linears):
             weight = linear.weight.detach()
             panels = in_panels(weight, panel, half=self._half)
-            bias = aligned(torch.zeros(rounded(weight.shape[0], panel), dtype=dtype))
+            bias = aligned(torch.zeros(rounded(weight.shape[0], panel), dtype=dtype, device="cpu"))
             if linear.bias is not None:
                 bias[: weight.shape[0]] = linear.bias.detach()
             result = aligned(torch.zeros_like(bias))
@@ -127,8 +127,8 @@ class Writer:
         work = sum(layer.work for layer in self.stack.layers) + sum(linear.weight.numel() for linear in self._linears)
         self._large = work >= WORK_TO_SHARE
         self._size, padded = size, rounded(size, choosing_lanes())
-        self._mask = torch.full((padded,), -torch.inf, dtype=torch.float64)
-        space = torch.zeros(3 * padded, dtype=torch.float64)
+        self._mask = torch.full((padded,), -torch.inf, dtype=torch.float64, device="cpu")
+        space = torch.zeros(3 * padded, dtype=torch.float64, device="cpu")
         self._kept += [feed_words, linear_words, space]
 
         self._words = words = StepWords.new(self.stack, WriteWords.COUNT)

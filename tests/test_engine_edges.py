@@ -1,0 +1,218 @@
+"""What goes on around a kernel and must not reach it: settings that change, views, threads, devices, hooks."""
+
+import dataclasses
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import throughtime as tt
+from cases import gradients
+from throughtime.engine.unroll import unroll_both
+
+close = torch.testing.assert_close
+
+
+class Own(tt.Cell):
+    """h = f(Wx) + factor h, both in the hands of the test."""
+
+    def __init__(self, factor, f=torch.tanh):
+        super().__init__(3, 5)
+        self.input = nn.Linear(3, 5)
+        self._f = f
+        self.factor = factor
+
+    def number(self):
+        return self.factor
+
+    def step(self, x, state):
+        h = self._f(self.input(x)) + self.number() * state.h
+        return h, self.State(h)
+
+
+@dataclasses.dataclass
+class Pace:
+    numbers: list
+
+
+class Listed(Own):
+    def number(self):
+        return self.factor.numbers[0] if isinstance(self.factor, Pace) else self.factor["all"][0]
+
+
+def same_as_reference(cell, x):
+    close(tt.unroll(cell, x, backend="cpu"), tt.unroll(cell, x, backend="reference"))
+
+
+def test_what_changes_in_a_cell_is_seen():
+    x = torch.randn(2, 6, 3, dtype=torch.float64)
+    cell = Own(0.5).double()
+    same_as_reference(cell, x)
+    cell._f = torch.sigmoid
+    same_as_reference(cell, x)
+    for factor in (0.1, 0.2, 0.3):  # functions that are gone, whose places may be taken by the next
+        cell._f = lambda value, factor=factor: factor * value
+        same_as_reference(cell, x)
+    cell.factor = torch.tensor(0.7, dtype=torch.float64)
+    same_as_reference(cell, x)
+    cell.factor = torch.tensor(0.2, dtype=torch.float64)
+    same_as_reference(cell, x)
+    for factor, change in (({"all": [0.5]}, lambda f: f["all"]), (Pace([0.5]), lambda f: f.numbers)):
+        cell = Listed(factor).double()
+        same_as_reference(cell, x)
+        change(factor)[0] = 0.9
+        same_as_reference(cell, x)
+
+
+def test_tensors_tied_anew_are_seen():
+    x = torch.randn(2, 6, 3, dtype=torch.float64)
+    cell = tt.cells.Elman(3, 3).double()
+    cell.input.weight = cell.recurrent.weight
+    same_as_reference(cell, x)
+    cell.input.weight = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+    same_as_reference(cell, x)
+
+
+@pytest.mark.parametrize("where", ["input", "derivative", "state"])
+def test_views_that_are_negated_when_read(where):
+    cell = tt.cells.GRU(1, 4).double()
+    z = torch.randn(3, 5, 1, dtype=torch.complex128)
+    x, dy = torch.randn(3, 5, 1, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
+    state = cell.State(torch.randn(3, 4, dtype=torch.float64))
+    if where == "input":
+        x = z.conj().imag
+    elif where == "derivative":
+        dy = torch.randn(3, 5, 4, dtype=torch.complex128).conj().imag
+    else:
+        state = cell.State(torch._neg_view(state.h))
+    found = []
+    for backend in ("cpu", "reference"):
+        y, _ = tt.unroll(cell, x, state, backend=backend)
+        found.append([y, *torch.autograd.grad(y, list(cell.parameters()), dy)])
+    close(*found)
+
+
+def test_lengths_that_are_filled_again_before_the_way_back():
+    cell, x = tt.cells.GRU(3, 4).double(), torch.randn(3, 5, 3, dtype=torch.float64)
+    lengths = torch.tensor([5, 2, 3])
+    wanted = torch.autograd.grad(tt.unroll(cell, x, lengths=[5, 2, 3])[0].sum(), list(cell.parameters()))
+    y, _ = tt.unroll(cell, x, lengths=lengths)
+    lengths.fill_(5)
+    close(torch.autograd.grad(y.sum(), list(cell.parameters())), wanted)
+
+
+def test_threads_may_meet_a_cell_that_is_new_to_all():
+    cells = [Own(0.1 * k).double() for k in range(3)]
+    x = torch.randn(2, 6, 3, dtype=torch.float64)
+    found: list = []
+
+    def work(k):
+        found.append((k % 3, tt.unroll(cells[k % 3], x, backend="cpu")[0].detach()))
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(9)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 9
+    for k, y in found:
+        close(y, tt.unroll(cells[k], x, backend="reference")[0].detach())
+
+
+def test_another_default_device():
+    cell, x = tt.cells.LSTM(3, 5), torch.randn(2, 4, 3)
+    expected = gradients(cell.double(), x.double(), cell.initial_state(2), lambda *given: tt.unroll(*given))
+    state = cell.initial_state(2)
+    with torch.device("meta"):
+        y, _ = tt.unroll(cell, x.double(), state, lengths=None, backend="cpu")
+        grads = torch.autograd.grad(y.sum(), list(cell.parameters()))
+    close(y, expected[0][0])
+    assert all(grad.device.type == "cpu" for grad in grads)
+    assert tt.unroll(cell, torch.randn(7, 3, 3).double())[0].device.type == "cpu"
+
+
+def test_hooks_that_lay_saved_tensors_out_anew():
+    cell, x = tt.cells.LSTM(3, 5).double(), torch.randn(2, 4, 3, dtype=torch.float64)
+    wanted = torch.autograd.grad(tt.unroll(cell, x)[0].sin().sum(), list(cell.parameters()))
+
+    def turned(tensor):
+        return tensor if tensor.dim() < 3 else tensor.transpose(0, 1).contiguous().transpose(0, 1)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, turned):
+        y, _ = tt.unroll(cell, x)
+    close(torch.autograd.grad(y.sin().sum(), list(cell.parameters())), wanted)
+
+
+def test_a_direction_that_no_result_is_used_of_has_no_gradient():
+    one, other = tt.cells.GRU(3, 5), tt.cells.GRU(3, 5)
+    x = torch.randn(2, 4, 3, requires_grad=True)
+    (y, _), (_, final) = unroll_both(one, other, x)
+    y.sum().backward(retain_graph=True)
+    assert all(p.grad is None for p in other.parameters())
+    close(x.grad, torch.autograd.grad(tt.unroll(one, x)[0].sum(), x)[0])
+    final.h.sum().backward()
+    assert all(p.grad is not None for p in other.parameters())
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4, 3), (2, 0, 4, 3)])
+def test_a_map_over_nothing(shape):
+    net = tt.Recurrent(tt.cells.GRU, 3, 5)
+    y = torch.func.vmap(lambda x: net(x)[0])(torch.randn(shape))
+    assert y.shape == (*shape[:3], 5)
+    weights, _ = torch.func.stack_module_state([net])
+    none = {name: value[:0] for name, value in weights.items()}
+    y = torch.func.vmap(lambda w: torch.func.functional_call(net, w, (torch.zeros(2, 4, 3),))[0])(none)
+    assert y.shape == (0, 2, 4, 5)
+
+
+class Complex(tt.Cell):
+    """A complex state, and an operation that the test gives."""
+
+    def __init__(self, operation):
+        super().__init__(3, 4)
+        self.input = nn.Linear(3, 8)
+        self.operation = operation
+
+    def initial_state(self, batch_size):
+        zeros = self.input.weight.new_zeros(batch_size, 4)
+        return self.State(torch.complex(zeros, zeros))
+
+    def step(self, x, state):
+        z = torch.complex(*self.input(x).chunk(2, dim=-1)) + 0.5 * state.h
+        z = self.operation(z)
+        return z.real + state.h.abs(), self.State(z)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda z: z * 2, lambda z: 1j * z, lambda z: z + 1, lambda z: z - 2j, lambda z: 1 / (z + 3), lambda z: z / 2j,
+        lambda z: 2.0 - z, lambda z: z * z.abs(),
+    ],
+)  # fmt: skip
+def test_complex_numbers_beside_plain_ones(operation):
+    """From a zero state: the derivative of its size is zero there, not none."""
+    cell, x = Complex(operation).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+    assert tt.explain(cell).backend == "cpu"
+    ours, theirs = (
+        gradients(cell, x, cell.initial_state(2), lambda *given, b=backend: tt.unroll(*given, backend=b))
+        for backend in ("cpu", "reference")
+    )
+    close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda z: torch.view_as_complex(torch.view_as_real(z) * 2),
+        lambda z: torch.add(z, z, alpha=2),
+        lambda z: z[:, :1] + z,
+        lambda z: torch.tanh(z),
+    ],
+)
+def test_what_complex_numbers_cannot_do_in_a_kernel_is_told(operation):
+    cell = Complex(operation).double()
+    plan = tt.explain(cell)
+    assert plan.backend == "reference"
+    assert "complex" in str(plan)
