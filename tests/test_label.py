@@ -264,7 +264,7 @@ def test_further_columns_are_read_beside_the_words(options: list[object], tmp_pa
     (found,) = (json.loads(line) for line in run("predict", out, "--input", bare, "--json").out.splitlines())
     assert (found["words"], found["labels"]) == (["a", "b"], ["O", "B-n"])
     told = run("predict", out, "--input", bare, "--format", "lines")
-    assert_told(told, "the model reads further columns beside the words; give a file of columns, with --format conll")
+    assert_told(told, "further columns beside the words, which a line of words does not have; give a file of columns")
     told = run("predict", out, "--input", bare, "--format", "lines", "--stream")
     assert_told(told, "further columns beside the words, which a stream of words does not have")
 

@@ -29,7 +29,7 @@ LISTED = {
     "cells": "List the cells: family, name, equation, parameters, source.",
     "reproduce": "Run the recipes of published results, and write down what comes out of them.",
     "study": "Put the same question to many cells.",
-    "bench": "Time the compiled backend against torch.nn and plain loops, turn by turn.",
+    "bench": "Time the compiled backend against torch.nn, JAX, ONNX Runtime and plain loops, turn by turn.",
 }
 
 

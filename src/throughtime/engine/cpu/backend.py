@@ -55,7 +55,7 @@ def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
 def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Result]:
     """How the sequence would be run, given whether all states are asked for; or why it cannot be."""
     compiling = torch.compiler.is_compiling()
-    why = operators.surroundings() if compiling else surroundings()
+    why = operators.surroundings_compiled() if compiling else surroundings()
     if why:
         return why
     if torch.is_autocast_enabled("cpu"):

@@ -66,7 +66,7 @@ def _prepared(cell: Cell, dtype: torch.dtype, widths: Any, resetting: bool) -> P
 
 
 @_outside
-def surroundings() -> str:
+def surroundings_compiled() -> str:
     """Why no cell can be taken where the program now stands, or nothing."""
     from throughtime.engine.cpu.backend import surroundings
 
