@@ -51,7 +51,7 @@ def test_conll_columns(tmp_path: Path) -> None:
 def test_words_with_a_digit_to_strip(tmp_path: Path) -> None:
     path = put(tmp_path, "科0\tO\n技1\tB-ORG\n20\tO\n")
     assert read_sentences(path, columns=Columns(strip_digit=True))[0].words == ("科", "技", "2")
-    with pytest.raises(UserError, match=r"file:2: '技' has no digit at its end to strip"):
+    with pytest.raises(UserError, match=r"file:2: '技' has no digit at its end, which --strip-digit is for"):
         read_sentences(put(tmp_path, "科0\tO\n技\tO\n"), columns=Columns(strip_digit=True))
 
 
