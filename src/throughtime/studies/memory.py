@@ -31,9 +31,19 @@ FURTHER_STEPS = 400_000  # of all sequences of that test together, which is the 
 STARTS: dict[str, tuple[str, Callable[[nn.Module, int], None]]] = {
     "elman-orthogonal": ("elman", lambda network, lag: orthogonal_(network)),
     "elman-identity": ("elman", lambda network, lag: identity_(network)),
+    "irnn-small-input": ("irnn", lambda network, lag: _small_input(network)),
     "lstm-chrono": ("lstm", lambda network, lag: chrono_(network, max(3, lag))),
     "gru-chrono": ("gru", lambda network, lag: chrono_(network, max(3, lag))),
 }
+
+
+def _small_input(network: nn.Module, deviation: float = 1e-3) -> None:
+    """What Le, Jaitly & Hinton (2015) begin with beside the identity: input weights next to nothing."""
+    for name, weight in network.named_parameters():
+        if name.endswith("input.weight"):
+            nn.init.normal_(weight, std=deviation)
+
+
 DEFAULT_CELLS = ("elman", "irnn", "lstm", "lstm-chrono", "gru", "additive-residual", "mingru", "lru", "indrnn")
 DEFAULT_TASKS = ("adding", "copying", "temporal-order", "parity", "delayed-recall", "multiplication")
 
