@@ -269,6 +269,14 @@ def test_further_columns_are_read_beside_the_words(options: list[object], tmp_pa
     assert_told(told, "further columns beside the words, which a stream of words does not have")
 
 
+def test_a_label_is_no_further_column(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "train.conll"
+    path.write_text("a x O\nb y B-n\n\na x O\nb y B-n\n", encoding="utf-8")
+    for columns, what in (("3", "label"), ("-1", "label"), ("1", "word"), ("2,2", "further column before it")):
+        told = run("train", "label", "--data", path, "--out", tmp_path / "run", f"--extra-columns={columns}")
+        assert_told(told, f"train.conll:1: further column .* is that of the {what}; give other columns")
+
+
 def test_sentences_without_labels_are_read_from_files(trained: Path, data: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "lines").write_text((data / "seq.in").read_text(encoding="utf-8"), encoding="utf-8")
     wanted = run("predict", trained, "--input", tmp_path / "lines").out
@@ -300,7 +308,7 @@ def test_what_is_wrong_with_the_data_is_told(data: Path, tmp_path: Path, run: Ru
     told("a O\n\nb O\n", "format 'xml' is unknown", "--format", "xml")
     told("a O\n\nb O\n", "a window has an odd number of steps, not 4", "--window", 4)
     told("a O\n\nb O\n", r"valid.conll: no such file", "--valid", tmp_path / "valid.conll")
-    told("a x O\n\nb O\n", r"bad.conll:3: 2 columns, so there is no column 3", "--extra-columns", "2,3")
+    told("a x y O\n\nb O\n", r"bad.conll:3: 2 columns, so there is no column 3", "--extra-columns", "2,3")
     told("a O\n\nb O\n", "extra columns must be numbers by comma, like 2,3; not 'two'", "--extra-columns", "two")
     told("a O\n\nb O\n", "there is no column 0", "--extra-columns", "0")
     told("a O\n\nb O\n", "there is no digit to keep; give --strip-digit too", "--keep-digit")

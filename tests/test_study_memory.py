@@ -272,3 +272,35 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, comma
     wrong = typer.testing.CliRunner().invoke(study, [command, "--out", str(tmp_path / "file")])
     assert isinstance(wrong.exception, UserError)
     assert "is a file" in str(wrong.exception)
+
+
+def test_a_name_given_twice_is_no_second_run(tmp_path):
+    results = tmp_path / "results.jsonl"
+    found = run.memory_study(
+        results, cells=["elman", "elman"], tasks=["adding"], lengths=[5, 5], seeds=[1], settings=run.Settings(steps=2)
+    )
+    assert len(found) == 1
+
+
+def test_what_ran_out_of_time_is_run_anew(tmp_path):
+    results, settings = tmp_path / "results.jsonl", run.Settings(steps=3)
+    options = {"cells": ["elman"], "tasks": ["adding"], "lengths": [5], "seeds": [1]}
+    (first,) = run.memory_study(results, settings=settings, minutes=0, **options)
+    assert (first.stopped, first.steps) == ("time", 1)
+    assert "0 of 1 (1 out of time)" in run.table([first])
+    (again,) = run.memory_study(results, settings=settings, **options)
+    assert (again.stopped, again.steps) == ("steps", 3)
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path):
+    (tmp_path / "results.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match="cannot be read as results"):
+        run.memory_study(tmp_path / "results.jsonl", cells=["elman"], tasks=["adding"], lengths=[5], seeds=[1])
+
+
+def test_a_gradient_that_is_no_longer_finite_is_told():
+    training = order.Training(order.Recipe(shortest=10, longest=10, steps=9))
+    with torch.no_grad():
+        training.network.cell.recurrent.weight.fill_(torch.inf)
+    with pytest.raises(UserError, match="no longer finite after 0 steps"):
+        training.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -189,6 +189,8 @@ def format_of(path: Path) -> str:
 def _sentence(path: Path, rows: list[tuple[int, list[str]]], columns: Columns, word: int, label: int) -> Sentence:
     words = _column(path, rows, columns.word or word)
     extras = [tuple(_column(path, rows, column)) for column in columns.extra]
+    if columns.extra and columns.labelled:
+        _check_extra(path, *rows[0], columns.extra, {columns.word or word: "word", columns.label or label: "label"})
     if columns.strip_digit:
         for (number, _), word_ in zip(rows, words, strict=True):
             if len(word_) < 2 or not word_[-1].isdigit():
@@ -201,6 +203,21 @@ def _sentence(path: Path, rows: list[tuple[int, list[str]]], columns: Columns, w
         return Sentence(tuple("".join(words)), segments_of(words) if columns.labelled else (), "", path, line)
     labels = tuple(_column(path, rows, columns.label or label)) if columns.labelled else ()
     return Sentence(tuple(words), labels, "", path, line, tuple(extras))
+
+
+def _check_extra(path: Path, number: int, cells: list[str], extra: Sequence[int], taken: dict[int, str]) -> None:
+    """A label that is read as a feature would tell itself."""
+
+    def place(column: int) -> int:
+        return column - 1 if column > 0 else column + len(cells)
+
+    known = {place(column): name for column, name in taken.items()}
+    for column in extra:
+        if place(column) in known:
+            raise UserError(
+                f"{path}:{number}: further column {column} is that of the {known[place(column)]}; give other columns"
+            )
+        known[place(column)] = "further column before it"
 
 
 def _column(path: Path, rows: list[tuple[int, list[str]]], column: int) -> list[str]:

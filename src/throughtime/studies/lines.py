@@ -40,7 +40,11 @@ def read_lines(path: Path, parse: Callable[[dict[str, Any]], Result], study: str
     if not path.exists():
         return []
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as results of {study} ({error}); give another file") from error
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 results.append(parse(json.loads(line)))

@@ -235,7 +235,8 @@ def memory_study(
     """Runs every cell on every task at every length, once a seed. What the file has is not run again.
 
     Each outcome is appended to the file as it comes, one JSON object a line, so that a study that was stopped goes on
-    where it was. With a budget each case may take its share of what is left; a case that ran out of time says so.
+    where it was. With a budget each case may take its share of what is left; a case that ran out of time says so, and
+    is run anew when the study goes on.
 
     Args:
         results: the file of outcomes, JSON lines; made where it is not there.
@@ -254,13 +255,15 @@ def memory_study(
         UserError: a cell or task is unknown, a length too short, or the file is not such a file.
     """
     settings = Settings() if settings is None else settings
-    cases = [Case(c, task, n, seed) for seed in seeds for task in tasks for n in lengths for c in cells]
-    for case in cases[: len(cases) // max(1, len(seeds))]:
+    asked = [Case(c, task, n, seed) for seed in seeds for task in tasks for n in lengths for c in cells]
+    cases = list(dict.fromkeys(asked))  # a name given twice is no second run
+    for case in dict.fromkeys(Case(case.cell, case.task, case.length, 0) for case in cases):
         problem = problem_named(case.task)
         problem.draw(1, case.length, torch.Generator())
         Network(case.cell, problem, settings.hidden, case.length)
     check_writable(results)
-    outcomes = {outcome.case: outcome for outcome in read_outcomes(results) if outcome.settings == settings}
+    known = [outcome for outcome in read_outcomes(results) if outcome.settings == settings]
+    outcomes = {outcome.case: outcome for outcome in known if outcome.stopped != "time"}
     left = [case for case in cases if case not in outcomes]
     began = time.monotonic()
     for k, case in enumerate(left):
@@ -335,6 +338,7 @@ class Row:
     task: str
     length: int
     solved: int
+    ended: str  # how those ended that did not come to their end
     runs: int
     score: Spread
     further: Spread | None  # of the runs that have one
@@ -354,6 +358,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[Row]:
             task,
             length,
             sum(o.solved for o in group),
+            _ended(group),
             len(group),
             Spread.of([o.score for o in group]),
             Spread.of(far) if (far := [o.further for o in group if o.further is not None]) else None,
@@ -365,6 +370,13 @@ def summary(outcomes: Sequence[Outcome]) -> list[Row]:
     ]
 
 
+def _ended(group: Sequence[Outcome]) -> str:
+    """ "1 diverged, 2 out of time", or nothing."""
+    names = {"diverged": "diverged", "time": "out of time"}
+    counts = [(sum(o.stopped == stopped for o in group), name) for stopped, name in names.items()]
+    return ", ".join(f"{count} {name}" for count, name in counts if count)
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """The study as a table in Markdown."""
     lines = [
@@ -374,8 +386,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
     ]
     for row in summary(outcomes):
         further = "" if row.further is None else row.further
+        solved = f"{row.solved} of {row.runs}" + (f" ({row.ended})" if row.ended else "")
         lines.append(
-            f"| {row.task} | {row.cell} | {row.length} | {row.solved} of {row.runs} | {row.score} | {further} | "
+            f"| {row.task} | {row.cell} | {row.length} | {solved} | {row.score} | {further} | "
             f"{row.chance:.3g} | {row.steps:,.0f} | {row.processor:,.0f} |"
         )
     return "\n".join(lines) + "\n"

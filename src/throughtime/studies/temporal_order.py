@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from throughtime.cells import Elman
 from throughtime.engine import unroll
+from throughtime.errors import UserError
 from throughtime.insight.figures import finish, legend, new_figure
 from throughtime.learning.initialisation import spectral_radius_
 from throughtime.learning.run_folder import fill
@@ -111,7 +112,9 @@ class Training:
         length = int(torch.randint(recipe.shortest, recipe.longest + 1, (), generator=self.drawn))
         batch = _PROBLEM.draw(recipe.batch, length, self.drawn)
         found = self.gradients(batch.x, batch.target, recipe.weight)
-        nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
+        if not bool(norm.isfinite()):
+            raise UserError(f"the gradient is no longer finite after {self.steps:,} steps; give a smaller --rate")
         with torch.no_grad():
             for parameter, moving in zip(self.network.parameters(), self.moving, strict=True):
                 moving.mul_(recipe.momentum).add_(cast("Tensor", parameter.grad))
