@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from throughtime.engine.cpu.differentiable import differentiably, in_transform
 from throughtime.engine.cpu.graph import Untraceable
 from throughtime.engine.cpu.kernels import REAL
 from throughtime.engine.cpu.machine import instruction_set
+from throughtime.engine.cpu.once import one_at_a_time
 from throughtime.engine.cpu.program import build, describe_program
 from throughtime.engine.cpu.settings import watched
 from throughtime.engine.cpu.task import Prepared, SideBySide, Task
@@ -42,7 +42,6 @@ class Resetting(Wrapper):
 TRANSFORMS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
 REMEMBERED = 64  # traces of one cell, of the settings that it had
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
-_one_at_a_time = threading.RLock()  # PyTorch's tracer keeps what it does where all threads see it
 _prepared: weakref.WeakKeyDictionary[Cell, dict[Any, Prepared | str]] = weakref.WeakKeyDictionary()
 
 
@@ -131,7 +130,7 @@ def _prepare(
     shapes = tuple([(name, p.shape, p.dtype) for name, p in tensors.items()])
     key = (shapes, widths, settings, resetting, dtype)
     known = _prepared.setdefault(getattr(cell, "stands_for", cell), {})
-    with _one_at_a_time if key not in known else contextlib.nullcontext():
+    with one_at_a_time if key not in known else contextlib.nullcontext():
         if key in known:
             return known[key]
         with temporarily_clear_interpreter_stack():  # a trace is no part of a transform of torch.func

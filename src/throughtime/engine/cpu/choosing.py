@@ -5,10 +5,9 @@ Chances are float64 whatever the model's precision, so the draw depends on the l
 
 from __future__ import annotations
 
-import functools
-
 from throughtime.engine.cpu.emit import Function, Module
 from throughtime.engine.cpu.machine import Code, assemble, target_for
+from throughtime.engine.cpu.once import once
 from throughtime.engine.cpu.vectormath import binary, compare, constant, exp, select
 
 CHOOSE = (
@@ -29,7 +28,7 @@ def choose_name(real: str) -> str:
     return f"throughtime_choose_{real}"
 
 
-@functools.cache
+@once
 def provide_choosing() -> Code:
     """Compiles the functions, once, and makes them known by name to the code compiled after."""
     module = Module(target_for("double"))

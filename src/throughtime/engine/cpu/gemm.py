@@ -7,10 +7,9 @@ whatever M is and wherever its row stands: so results do not depend on the batch
 
 from __future__ import annotations
 
-import functools
-
 from throughtime.engine.cpu.emit import Function, Module, Target
 from throughtime.engine.cpu.machine import Code, assemble
+from throughtime.engine.cpu.once import once
 
 VECTORS = {64: 4, 32: 3, 16: 4}  # of columns in a panel, by bytes of a vector register
 ROWS = {64: 6, 32: 4, 16: 6}  # most rows in a tile: rows x vectors accumulators fit the register file
@@ -40,7 +39,7 @@ def packed_tile_name(target: Target, *, add: bool) -> str:
     return f"throughtime_tile_{'add' if add else 'set'}_{target.suffix}"
 
 
-@functools.cache
+@once
 def provide_gemm(target: Target) -> Code:
     """Compiles the products, once, and makes them known by name to the kernels compiled after."""
     module = Module(target)

@@ -9,14 +9,13 @@ other in its upper ones. Where a panel has an odd number of vectors, the last st
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from throughtime.engine.cpu.emit import Function, Module, Target
 from throughtime.engine.cpu.gemm import GEMM, UNROLL, panel_width
 from throughtime.engine.cpu.machine import Code, assemble, target_for
+from throughtime.engine.cpu.once import once
 
 
 def half_gemm_name(target: Target, *, add: bool) -> str:
@@ -32,7 +31,7 @@ def halved(panels: Tensor, lanes: int) -> Tensor:
     return torch.cat([interleaved, rows[..., pairs:]], dim=-1)
 
 
-@functools.cache
+@once
 def provide_half() -> Code:
     """Compiles the products, once, and makes them known by name to the kernels compiled after."""
     target = target_for("float")

@@ -15,6 +15,7 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from throughtime.engine.cpu.emit import Target
+from throughtime.engine.cpu.once import once
 
 CODE_VERSION = 1  # part of each key: raised when what stands in the cache no longer fits
 
@@ -52,8 +53,7 @@ def target_for(real: str) -> Target:
     return Target(real, BYTES_PER_VECTOR[instruction_set()] // size)
 
 
-@functools.cache
-def target_machine() -> llvm.TargetMachine:
+def new_target_machine() -> llvm.TargetMachine:
     features = host_features()
     if instruction_set() == "avx512":
         features += ",-prefer-256-bit"
@@ -62,6 +62,9 @@ def target_machine() -> llvm.TargetMachine:
     return llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=features, opt=3
     )
+
+
+target_machine = once(new_target_machine)
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,10 @@ def assemble(text: str, known: dict[str, int] | None = None) -> Code:
         code = compile_object(text, machine)
         write_cached(key, code)
     empty = llvm.parse_assembly("")
-    engine = llvm.create_mcjit_compiler(empty, target_machine_copy())
+    engine = llvm.create_mcjit_compiler(empty, new_target_machine())  # which it owns
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return Code(engine)
-
-
-def target_machine_copy() -> llvm.TargetMachine:
-    """An execution engine owns its target machine, so each takes one of its own."""
-    return target_machine.__wrapped__()
 
 
 def compile_object(text: str, machine: llvm.TargetMachine) -> bytes:

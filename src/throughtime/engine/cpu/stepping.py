@@ -8,7 +8,6 @@ the next the other way round. All rows are shared by the threads, which split th
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from throughtime.engine.cpu.half import declare_half, half_gemm_name, halved, pr
 from throughtime.engine.cpu.kernels import REAL, Kernels, equal_rows
 from throughtime.engine.cpu.lower import SIGNATURE, Kernel, Layout, Words, new_module, rounded
 from throughtime.engine.cpu.machine import Code, assemble, target_for
+from throughtime.engine.cpu.once import once, one_at_a_time
 from throughtime.engine.cpu.program import Program, build, input_widths
 from throughtime.engine.cpu.schedule import Product
 
@@ -76,17 +76,18 @@ def compiled_step(
 ) -> Kernels:
     """The kernel of a step, from memory where it has been compiled."""
     key = ("step", dtype, given, half)
-    if key not in prepared.kernels:
-        target = target_for(REAL[dtype])
-        provide_gemm(target)
-        if half:
-            provide_half()
-        step = prepared.step
-        program = build(step, shapes, outputs=(step.y,), wanted=frozenset(), backward=False)
-        module = new_module(target)
-        layout = write_step(module, program, given=given, half=half)
-        code = assemble(module.text())
-        prepared.kernels[key] = Kernels(program, target, code.address("step"), layout, 0, None, code)
+    with one_at_a_time:
+        if key not in prepared.kernels:
+            target = target_for(REAL[dtype])
+            provide_gemm(target)
+            if half:
+                provide_half()
+            step = prepared.step
+            program = build(step, shapes, outputs=(step.y,), wanted=frozenset(), backward=False)
+            module = new_module(target)
+            layout = write_step(module, program, given=given, half=half)
+            code = assemble(module.text())
+            prepared.kernels[key] = Kernels(program, target, code.address("step"), layout, 0, None, code)
     return prepared.kernels[key]
 
 
@@ -252,7 +253,7 @@ class StepWords:
         return words
 
 
-@functools.cache
+@once
 def advance() -> Code:
     """``advance(words, number, hands)``: one step of all layers."""
     module = Module(target_for("float"))

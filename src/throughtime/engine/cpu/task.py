@@ -26,6 +26,7 @@ from throughtime.engine.cpu.kernels import (
     rows_of,
     run,
 )
+from throughtime.engine.cpu.once import one_at_a_time
 from throughtime.engine.cpu.pages import in_large_pages
 from throughtime.engine.cpu.program import Program, build
 from throughtime.engine.cpu.trace import Step
@@ -92,7 +93,9 @@ class Task:
         dtype = arguments[0].dtype
         key = (dtype, self.return_states, wanted)
         if key not in self.prepared.kernels:
-            self.prepared.kernels[key] = compile_program(self.program(arguments, wanted), dtype)
+            with one_at_a_time:
+                if key not in self.prepared.kernels:
+                    self.prepared.kernels[key] = compile_program(self.program(arguments, wanted), dtype)
         return self.prepared.kernels[key]
 
     def matrices(self, arguments: list[Tensor]) -> list[Tensor]:

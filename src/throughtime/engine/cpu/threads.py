@@ -20,6 +20,7 @@ import torch
 
 from throughtime.engine.cpu.emit import Function, Module, Target
 from throughtime.engine.cpu.machine import Code, assemble
+from throughtime.engine.cpu.once import once
 
 LOOKS = 10_000  # before a waiting thread goes to sleep: longer than it takes to wake one up, else they do so in turn
 LOOK = 12e-9  # seconds, about
@@ -137,12 +138,12 @@ def run(works: list[Work]) -> None:
         crowd.seen(max(waited), time.monotonic() - began)
 
 
-@functools.cache
+@once
 def _entrance() -> int:
     return _entrance_code().address("enter")
 
 
-@functools.cache
+@once
 def _entrance_code() -> Code:
     """``enter(team)``: what each thread of a team calls; asks for its number and does its share of the work.
 

@@ -7,7 +7,6 @@ embedded units by the first layer's matrices are made once, and a step looks the
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from throughtime.engine.cpu.half import declare_half, half_gemm_name, provide_ha
 from throughtime.engine.cpu.kernels import REAL
 from throughtime.engine.cpu.lower import SIGNATURE, new_module, rounded
 from throughtime.engine.cpu.machine import Code, assemble, target_for
+from throughtime.engine.cpu.once import once
 from throughtime.engine.cpu.stepping import (
     WORK_TO_SHARE,
     Stack,
@@ -188,7 +188,7 @@ def products(rows: Tensor, matrix: Tensor, panel: int) -> Tensor:
     return result
 
 
-@functools.cache
+@once
 def write(dtype: torch.dtype, half: bool) -> Code:
     """``write(words, number, hands)``, for all models of a precision."""
     target = target_for(REAL[dtype])
