@@ -11,8 +11,8 @@ on_linux = pytest.mark.skipif(missing() is not None, reason="the system does not
 
 @on_linux
 def test_memory_is_what_a_step_adds():
-    [result] = memory(Point(8, 60, 32))
-    held = 4 * 8 * 60 * 32  # bytes of y, or of the gradient by x, alone
+    [result] = memory(Point(16, 100, 64))
+    held = 4 * 16 * 100 * 64  # bytes of y, or of the gradient by x, alone
     assert (result.unit, result.peer) == ("bytes", "nn.LSTM")
     assert held < result.ours < 100 * held
     assert held < result.theirs < 100 * held

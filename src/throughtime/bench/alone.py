@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
@@ -32,9 +33,11 @@ _STATUS, _PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def missing() -> str | None:
     """Why memory cannot be measured here, or None."""
-    if _STATUS.exists() and _PEAK_RESET.exists():
-        return None
-    return f"memory is not measured: this system has no {_PEAK_RESET}"
+    if not (_STATUS.exists() and _PEAK_RESET.exists()):
+        return f"memory is not measured: this system has no {_PEAK_RESET}"
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        return "memory is not measured: this system's C library has no malloc_trim"
+    return None
 
 
 def memories() -> list[Item]:
@@ -118,6 +121,7 @@ def weigh(side: str, point: Point) -> dict[str, Any]:
         return [y.detach(), *torch.autograd.grad(y, [x, *leaves], dy)]
 
     step(x[:, :2].detach().requires_grad_(), dy[:, :2])
+    ctypes.CDLL(None).malloc_trim(0)  # what the compiler has freed is no room for a step that would not count
     before = _kilobytes("VmRSS")
     _PEAK_RESET.write_text("5")  # the peak begins anew, from what is held now
     y, dx, *_ = step(x, dy)
