@@ -29,6 +29,9 @@ def inspect(
             "The longest sequence in it is read."
         ),
     ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Those data have no labels: what the model says stands for them.")
+    ] = False,
     length: Annotated[int, typer.Option(min=10, max=2000, help="How many units of it.")] = 200,
     out: Annotated[Path | None, typer.Option(help="The page; RUN/inside.html by default.")] = None,
 ) -> None:
@@ -43,7 +46,9 @@ def inspect(
         raise UserError(f"{run} is a run of {config.job!r}; inspect knows runs of {', '.join(_READERS)}")
     if text is not None and data is not None:
         raise UserError("one of --text and --data says what to read, not both")
-    network, x, target, pieces = _READERS[config.job](run, text, data, length)
+    if unlabelled and data is None:
+        raise UserError("--unlabelled is said of --data; give that too")
+    network, x, target, pieces = _READERS[config.job](run, text, data, length, not unlabelled)
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
@@ -82,7 +87,7 @@ def _wide_fonts() -> Iterator[None]:
 
 
 def _language(
-    run: Path, text: Path | None, data: Path | None, length: int
+    run: Path, text: Path | None, data: Path | None, length: int, labelled: bool
 ) -> tuple[Any, torch.Tensor, torch.Tensor, list[str]]:
     """The network, what it reads, what comes next, and the units as text."""
     from throughtime.tasks import language
@@ -109,18 +114,18 @@ def _language(
     return model.network, known[:, :-1], known[:, 1:], pieces
 
 
-def _classify(run: Path, text: Path | None, data: Path | None, length: int) -> Any:
+def _classify(run: Path, text: Path | None, data: Path | None, length: int, labelled: bool) -> Any:
     from throughtime.tasks import classify
     from throughtime.tasks.reading_inside import along_classified
 
-    return along_classified(classify.load(run), text, data, length)
+    return along_classified(classify.load(run), run, text, data, length, labelled=labelled)
 
 
-def _label(run: Path, text: Path | None, data: Path | None, length: int) -> Any:
+def _label(run: Path, text: Path | None, data: Path | None, length: int, labelled: bool) -> Any:
     from throughtime.tasks import label
     from throughtime.tasks.reading_inside import along_labelled
 
-    return along_labelled(label.load(run), text, data, length)
+    return along_labelled(label.load(run), run, text, data, length, labelled=labelled)
 
 
 _WIDE = (  # fonts with Chinese signs, by the systems that bring them

@@ -89,7 +89,7 @@ def predict_label(
             say(json.dumps(_record(model, one), ensure_ascii=False) if as_json else _told(model, one))
 
     if form != "lines":
-        told(model.predict_read(model.settings.read(input_, labelled=False, form=form)))
+        told(model.predict_read(model.read(input_, labelled=False, form=form)))
         return
     for lines in groups(lines_of(input_), str(input_) != "-"):
         told(model.predict_read([model.sentence(line) for line in lines]))

@@ -39,6 +39,8 @@ class Columns:
         extra: further columns that are read, counted as the others.
         keep_digit: the digit that is stripped is a further column, the last.
         labelled: whether labels are wanted; without them the column may be missing.
+        width: the columns of a line that has its label, where that must be known to find a column that is counted from
+            the end in lines without labels.
     """
 
     word: int = 0
@@ -48,6 +50,12 @@ class Columns:
     extra: tuple[int, ...] = ()
     keep_digit: bool = False
     labelled: bool = True
+    width: int = 0
+
+    @property
+    def from_end(self) -> bool:
+        """Whether a column that is read besides the label is counted from the end."""
+        return any(column < 0 for column in (self.word, *self.extra))
 
 
 def read_conll(path: Path, columns: Columns) -> Iterator[Sentence]:
@@ -59,6 +67,19 @@ def read_conll(path: Path, columns: Columns) -> Iterator[Sentence]:
     Raises:
         UserError: a line has another number of columns than the first of its sentence, or lacks one that is wanted.
     """
+    for rows in _conll_rows(path):
+        if columns.from_end and columns.width and not columns.labelled:
+            rows = [(number, _in_place(path, number, cells, columns)) for number, cells in rows]
+        yield _sentence(path, rows, columns, 1, -1)
+
+
+def width_of_conll(path: Path) -> int:
+    """The columns of a file's first sentence; 0 where there is none."""
+    return next((len(rows[0][1]) for rows in _conll_rows(path)), 0)
+
+
+def _conll_rows(path: Path) -> Iterator[list[tuple[int, list[str]]]]:
+    """The numbered lines of each sentence, in columns, as many in each."""
     for block in blocks(numbered_lines(path)):
         rows: list[tuple[int, list[str]]] = []
         for number, line in block:
@@ -74,7 +95,21 @@ def read_conll(path: Path, columns: Columns) -> Iterator[Sentence]:
                 )
             rows.append((number, cells))
         if rows:
-            yield _sentence(path, rows, columns, 1, -1)
+            yield rows
+
+
+def _in_place(path: Path, number: int, cells: list[str], columns: Columns) -> list[str]:
+    """The cells of a line where they would stand if it had its label."""
+    if len(cells) == columns.width:
+        return cells
+    if len(cells) != columns.width - 1:
+        raise UserError(
+            f"{path}:{number}: {_counted(cells)}, and with labels there were {columns.width} in the training data; "
+            "columns are counted from the end here, so give as many, or one less without labels"
+        )
+    label = columns.label or -1
+    at = label - 1 if label > 0 else label + columns.width
+    return [*cells[:at], "", *cells[at:]]
 
 
 def read_conllu(path: Path, columns: Columns) -> Iterator[Sentence]:

@@ -35,6 +35,7 @@ from throughtime.learning.run_folder import refuse_overwriting
 from throughtime.tasks.classify_data import Example, words_of_text
 from throughtime.tasks.classify_network import Classifier
 from throughtime.tasks.classify_settings import Settings
+from throughtime.tasks.held_out import remember_held_out
 from throughtime.tasks.label_scores import class_scores
 from throughtime.tasks.reading import Frames, SeriesFeatures, moved
 
@@ -259,7 +260,7 @@ def train(
     if len(labels) < 2:
         raise UserError(f"{data}: all examples are of the class {labels[0]!r}; at least two classes are needed")
     if settings.valid is not None:
-        held_out = settings.read(Path(settings.valid), "valid")[1]
+        rest, held_out = None, settings.read(Path(settings.valid), "valid")[1]
     else:
         chosen, rest = split_validation([example.label for example in learnt], settings.valid_fraction, training.seed)
         if not rest:
@@ -278,6 +279,8 @@ def train(
         model.check(example)
     made = {"words": None if index is None else index.to_json(), "channels": channels, "labels": labels, "form": form}
     begin_run(out, JOB, {**asdict(settings), "model": made}, resume=resume)
+    if rest is not None:
+        remember_held_out(out, Path(data), rest, held_out)
     fit(ClassifyProblem(model, learnt, held_out, training.seed), out, training, resume=resume, items="sequences")
     network.eval()
     if first_process():

@@ -34,6 +34,7 @@ from throughtime.layers import Tokens
 from throughtime.learning import Loss, Training, begin_run, fit, load_model, load_settings, seed_all
 from throughtime.learning.processes import first_process
 from throughtime.learning.run_folder import refuse_overwriting
+from throughtime.tasks.held_out import remember_held_out
 from throughtime.tasks.label_network import Tagger
 from throughtime.tasks.label_scores import Scores, oov_recalls, score
 from throughtime.tasks.label_settings import Settings
@@ -83,11 +84,16 @@ class LabelModel:
     scheme: str  # that the model writes
     settings: Settings
     known: frozenset[str] | None = None  # the words of the training data, where borders of words are labelled
+    width: int = 0  # the columns of the training data, where that must be known to read others without labels
 
     @property
     def segments(self) -> bool:
         """Whether what it labels are the borders of words."""
         return set(self.labels) <= set("BMES")
+
+    def read(self, path: str | Path, *, labelled: bool = True, form: str | None = None) -> list[Sentence]:
+        """The sentences of a file of the kind that the model was trained on; their labels only where wanted."""
+        return self.settings.read(Path(path), labelled=labelled, form=form, width=self.width)
 
     def predict(self, sentences: Iterable[Sequence[str]]) -> list[Labelled]:
         """Labels sentences of words (of characters, for the borders of words); an empty one gets none.
@@ -113,7 +119,7 @@ class LabelModel:
         Raises:
             UserError: the file cannot be read, or has no labels.
         """
-        sentences = self.settings.read(Path(data)) if isinstance(data, (str, Path)) else data
+        sentences = self.read(data) if isinstance(data, (str, Path)) else data
         return self.score(sentences, self.predict_read(sentences))
 
     def score(self, sentences: Sequence[Sentence], found: Sequence[Labelled]) -> Scores:
@@ -250,7 +256,7 @@ def train(
     """
     settings, training, out = settings or Settings(), training or TRAINING, Path(out)
     refuse_overwriting(out, resume)
-    learnt, held_out = _read(Path(data), settings, training.seed)
+    learnt, held_out, rest = _read(Path(data), settings, training.seed)
     scheme = settings.scheme
     if scheme == "auto":
         scheme = scheme_of(label for sentence in learnt for label in sentence.labels)
@@ -270,7 +276,11 @@ def train(
         model = replace(model, known=known)
     config = {**asdict(settings), "model": {"words": index.to_json(), "labels": labels, "intents": intents}}
     config["model"] |= {"scheme": scheme, "known": None if model.known is None else sorted(model.known)}
+    if width := settings.width(Path(data)):
+        config["model"]["width"], model = width, replace(model, width=width)
     begin_run(out, JOB, config, resume=resume)
+    if rest is not None:
+        remember_held_out(out, Path(data), rest, held_out)
     fit(LabelProblem(model, learnt, held_out, training.seed), out, training, resume=resume, items="sentences")
     network.eval()
     if first_process():
@@ -292,7 +302,9 @@ def load(run: str | Path) -> LabelModel:
     network = settings.network(index, made["labels"], made["scheme"], len(made["intents"]))
     load_model(Path(run), network)
     known = None if made.get("known") is None else frozenset(made["known"])
-    return LabelModel(network.eval(), index, made["labels"], made["intents"], made["scheme"], settings, known)
+    return LabelModel(
+        network.eval(), index, made["labels"], made["intents"], made["scheme"], settings, known, made.get("width", 0)
+    )
 
 
 def rewritten(labels: Sequence[str], scheme: str) -> list[str]:
@@ -304,9 +316,9 @@ def rewritten(labels: Sequence[str], scheme: str) -> list[str]:
     return list(labels) if scheme == "none" else labels_of(spans_of(labels), len(labels), scheme)
 
 
-def _read(data: Path, settings: Settings, seed: int) -> tuple[list[Sentence], list[Sentence]]:
-    """Sentences to train on and to validate on."""
-    learnt = settings.read(data)
+def _read(data: Path, settings: Settings, seed: int) -> tuple[list[Sentence], list[Sentence], list[int] | None]:
+    """Sentences to train on and to validate on; and which those are, where they were set aside."""
+    learnt, valid = settings.read(data), None
     if settings.valid is not None:
         held_out = settings.read(Path(settings.valid))
     else:
@@ -323,4 +335,4 @@ def _read(data: Path, settings: Settings, seed: int) -> tuple[list[Sentence], li
             if scheme_of(sentence.labels) == "none":
                 bad = next(label for label in sentence.labels if scheme_of([label]) == "none")
                 raise UserError(f"{sentence.where}: {bad!r} spells no span; leave out --scheme")
-    return learnt, held_out
+    return learnt, held_out, valid

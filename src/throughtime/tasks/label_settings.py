@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from throughtime.data.index import WordIndex
-from throughtime.data.sentences import FORMATS, Columns, Sentence, read_sentences
+from throughtime.data.sentences import FORMATS, Columns, Sentence, format_of, read_sentences, width_of_conll
 from throughtime.data.spans import SCHEMES
 from throughtime.errors import UserError
 from throughtime.layers import POOLINGS
@@ -57,24 +57,27 @@ class Settings(ReadingSettings):
         """Whether more than the words is read."""
         return self.keep_digit or bool(self._extra())
 
-    def read(self, path: Path, *, labelled: bool = True, form: str | None = None) -> list[Sentence]:
+    def read(self, path: Path, *, labelled: bool = True, form: str | None = None, width: int = 0) -> list[Sentence]:
         """The sentences of a file, read as these settings say; their labels only where wanted.
 
         Args:
             path: the file.
             labelled: whether labels are read.
             form: a format in place of the settings' own.
+            width: see `throughtime.data.sentences.Columns`.
         """
-        columns = Columns(
-            self.word_column,
-            self.label_column,
-            self.strip_digit,
-            self.segment,
-            self._extra(),
-            self.keep_digit,
-            labelled,
+        return read_sentences(path, form or self.format, replace(self._columns, labelled=labelled, width=width))
+
+    def width(self, path: Path) -> int:
+        """How many columns training data have, where that is needed to read others without labels; else 0."""
+        form = format_of(path) if self.format == "auto" else self.format
+        return width_of_conll(path) if form == "conll" and self._columns.from_end else 0
+
+    @property
+    def _columns(self) -> Columns:
+        return Columns(
+            self.word_column, self.label_column, self.strip_digit, self.segment, self._extra(), self.keep_digit
         )
-        return read_sentences(path, form or self.format, columns)
 
     def _extra(self) -> tuple[int, ...]:
         names = [name.strip() for name in self.extra_columns.split(",") if name.strip()]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from throughtime.data.lines import numbered_lines
 from throughtime.errors import UserError
 from throughtime.tasks.classify import ClassifyModel
+from throughtime.tasks.held_out import held_out_again
 from throughtime.tasks.label import LabelModel, rewritten
 
 LEAST = 5  # steps that are worth a look
@@ -40,20 +41,25 @@ class Steps(nn.Module):
         return self.output(self.recurrent(self._spread(x, lengths))[0])
 
 
-def along_classified(model: ClassifyModel, text: Path | None, data: Path | None, length: int) -> Along:
-    """Along a line of a text, or the longest example of labelled data, by default the run's validation data.
+def along_classified(
+    model: ClassifyModel, run: Path, text: Path | None, data: Path | None, length: int, *, labelled: bool = True
+) -> Along:
+    """Along a line of a text, or the longest example of data, by default the run's validation data.
+
+    Without labels each step is to say the class that the model says of the whole.
 
     Raises:
         UserError: there is nothing to read, or too little.
     """
     if text is not None:
-        examples = model.examples(line for _, line in numbered_lines(text) if line.strip())
+        where, examples = text, model.examples(line for _, line in numbered_lines(text) if line.strip())
     elif data is not None:
-        examples = model.read(data)
+        where, examples = data, model.read(data, labelled=labelled)
+    elif model.settings.valid is not None:
+        where = _there(model.settings.valid)
+        examples = model.settings.read(where, "valid")[1]
     else:
-        valid = _validation(model.settings.valid)
-        examples = model.settings.read(valid, "valid")[1]
-    where = text or data or model.settings.valid
+        where, examples = held_out_again(run, lambda path: model.settings.read(path, "train")[1])
     example = examples[_longest([example.length for example in examples], length, where)]
     cut = example._replace(
         words=example.words[:length], values=None if example.values is None else example.values[:length]
@@ -66,17 +72,25 @@ def along_classified(model: ClassifyModel, text: Path | None, data: Path | None,
     return Along(Steps(model.network), x, target, list(cut.words))
 
 
-def along_labelled(model: LabelModel, text: Path | None, data: Path | None, length: int) -> Along:
-    """Along a line of a text, or the longest sentence of labelled data, by default the run's validation data.
+def along_labelled(
+    model: LabelModel, run: Path, text: Path | None, data: Path | None, length: int, *, labelled: bool = True
+) -> Along:
+    """Along a line of a text, or the longest sentence of data, by default the run's validation data.
+
+    Without labels each step is to say what the model says of it.
 
     Raises:
         UserError: there is nothing to read, or too little; or the model needs more than a text has.
     """
     if text is not None:
-        sentences = [model.sentence(line) for _, line in numbered_lines(text) if line.strip()]
+        where, sentences = text, [model.sentence(line) for _, line in numbered_lines(text) if line.strip()]
+    elif data is not None:
+        where, sentences = data, model.read(data, labelled=labelled)
+    elif model.settings.valid is not None:
+        where = _there(model.settings.valid)
+        sentences = model.read(where)
     else:
-        sentences = model.settings.read(_validation(model.settings.valid) if data is None else data)
-    where = text or data or model.settings.valid
+        where, sentences = held_out_again(run, model.settings.read)
     sentence = sentences[_longest([len(sentence.words) for sentence in sentences], length, where)]
     labels = rewritten(sentence.labels, model.scheme)
     cut = sentence._replace(words=sentence.words[:length], extras=tuple(values[:length] for values in sentence.extras))
@@ -90,9 +104,7 @@ def along_labelled(model: LabelModel, text: Path | None, data: Path | None, leng
     return Along(network, x, target, list(cut.words))
 
 
-def _validation(path: str | None) -> Path:
-    if path is None:
-        raise UserError("the run set its validation data aside itself; say what to read, with --data or --text")
+def _there(path: str) -> Path:
     if not Path(path).exists():
         raise UserError(f"{path}: the run's validation data are not there; say what to read, with --data or --text")
     return Path(path)
