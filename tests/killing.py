@@ -14,7 +14,15 @@ from throughtime.learning import Training, fit
 from throughtime.learning.processes import make_fabric
 from toy_problem import Toy
 
-TRAINING = Training(steps=80, checkpoint_every=2, log_every=5, validate_every=6, schedule="plateau", optimizer="adam")
+TRAINING = Training(
+    steps=80,
+    checkpoint_every=2,
+    log_every=5,
+    validate_every=6,
+    schedule="plateau",
+    optimizer="adam",
+    average_weights=0.9,
+)
 
 
 def sitting(out):

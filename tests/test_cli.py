@@ -116,6 +116,7 @@ def test_every_setting_of_training_is_an_option_with_the_jobs_default():
         rmsprop_decay=0.3,
         beta1=0.4,
         beta2=0.5,
+        average_weights=0.6,
         schedule="step",
         warmup=3.0,
         final_rate=0.6,

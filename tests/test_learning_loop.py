@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler
 
 from throughtime import UserError
 from throughtime.learning import Interrupted, Loss, Training, fit, load_model, loop, read_metrics
+from throughtime.learning.averaging import WeightAverage
 from throughtime.learning.storage import read_tensors
 from toy_problem import Toy
 
@@ -328,6 +329,85 @@ def test_validating_does_not_change_the_training(tmp_path):
     assert model_bytes(tmp_path / "1") == model_bytes(tmp_path / "20")
 
 
+# The mean of the weights
+
+
+class Seen(Toy):
+    """Keeps the weights of each step, and those that are validated."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.own, self.validated = [], []
+
+    def weights(self):
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def batch(self, step, rank, world):
+        if self.model.training:
+            self.own.append(self.weights())  # what the step before left
+        return super().batch(step, rank, world)
+
+    def validate(self):
+        self.validated.append(self.weights())
+        return super().validate()
+
+
+def mean_by_hand(weights, decay):
+    shares = [decay**k for k in reversed(range(len(weights)))]
+    return {n: sum(s * w[n] for s, w in zip(shares, weights, strict=True)) / sum(shares) for n in weights[0]}
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_mean_of_the_weights_is_validated_and_kept(tmp_path, keep):
+    plain, averaged = Seen(dtype=torch.float64), Seen(dtype=torch.float64)
+    options = {"steps": 7, "optimizer": "adam", "learning_rate": 0.05, "validate_every": 3, "keep": keep}
+    train(plain, tmp_path / "plain", Training(**options))
+    result, said = train(averaged, tmp_path / "averaged", Training(**options, average_weights=0.7))
+    assert "weights averaged (0.7)" in said
+    last = {"plain": None, "averaged": None}
+    for name, problem in (("plain", plain), ("averaged", averaged)):
+        snapshot = next((tmp_path / name / "checkpoint").iterdir())
+        last[name] = read_tensors(snapshot / "weights.safetensors", "checkpoint")
+        assert len(problem.own) == 7
+    for one, other in zip([*plain.own, last["plain"]], [*averaged.own, last["averaged"]], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)  # the descent goes on from its own weights
+    course = [*averaged.own[1:], last["averaged"]]
+    for step, found in zip((3, 6, 7), averaged.validated, strict=True):
+        expected = mean_by_hand(course[:step], 0.7)
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-14)
+            assert not torch.equal(value, course[step - 1][name])
+    kept = averaged.validated[(3, 6, 7).index(result.best_step)]
+    file = read_tensors(tmp_path / "averaged" / "model.safetensors", "model")
+    for name, value in kept.items():
+        assert torch.equal(averaged.model.state_dict()[name], value)
+        assert torch.equal(file[name], value)
+
+
+def test_the_mean_is_kept_where_nothing_is_validated(tmp_path):
+    class Blind(Seen):
+        def validate(self):
+            return {}
+
+    blind = Blind()
+    training = Training(steps=4, optimizer="sgd", learning_rate=0.5, average_weights=0.5)
+    train(blind, tmp_path, training)
+    snapshot = next((tmp_path / "checkpoint").iterdir())
+    course = [*blind.own[1:], read_tensors(snapshot / "weights.safetensors", "checkpoint")]
+    for name, value in mean_by_hand(course, 0.5).items():
+        torch.testing.assert_close(blind.model.state_dict()[name], value)
+        assert not torch.equal(blind.model.state_dict()[name], course[-1][name])
+
+
+def test_what_does_not_learn_is_not_averaged_and_a_mean_of_another_model_is_told():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    average = WeightAverage(model, 0.5)
+    assert set(average.tensors()) == {"mean.1.weight", "mean.1.bias", "steps"}
+    with pytest.raises(UserError, match="of another model"):
+        average.restore(WeightAverage(nn.Linear(2, 3), 0.5).tensors())
+
+
 # Ended and resumed
 
 
@@ -339,6 +419,8 @@ def test_validating_does_not_change_the_training(tmp_path):
         {"optimizer": "adam", "schedule": "linear", "keep": "last"},
         {"optimizer": "adamw", "schedule": "step", "weight_decay": 0.1, "patience": 3},
         {"optimizer": "adam", "precision": "64-true"},
+        {"optimizer": "adam", "average_weights": 0.8},
+        {"optimizer": "sgd", "average_weights": 0.9, "keep": "last"},
     ],
 )
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, options):
@@ -437,6 +519,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
         ({"optimizer": "adam"}, "begun with optimizer rmsprop, not adam"),
         ({"seed": 2}, "begun with seed 1, not 2"),
         ({"keep": "last"}, "begun with keep best, not last"),
+        ({"average_weights": 0.9}, "begun with average weights None, not 0.9"),
     ],
 )
 def test_what_would_be_another_run_is_not_resumed(tmp_path, options, message):
@@ -520,6 +603,7 @@ def test_a_lower_learning_rate_can_be_gone_on_with(tmp_path):
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"minutes": 0}, "minutes must be above 0, not 0"),
         ({"steps": 1, "optimizer": "adan"}, "optimizer must be one of rmsprop, sgd, adam, adamw, not 'adan'"),
+        ({"steps": 1, "average_weights": 1.0}, "average weights must be above 0 and below 1, not 1"),
         ({"steps": 1, "momentum": 1.0}, "momentum must be at least 0 and below 1, not 1"),
         ({"steps": 1, "learning_rate": float("nan")}, "learning rate must be above 0, not nan"),
         ({"steps": 1, "precision": "8-bit"}, "precision must be one of"),
@@ -629,7 +713,8 @@ from toy_problem import Toy
 out = Path(sys.argv[1])
 for steps in (6, 12):
     toy = Toy(dropout=0.0, dtype=torch.float64)
-    fit(toy, out, Training(steps=steps, log_every=1, validate_every=4, precision="64-true"), resume=True)
+    training = Training(steps=steps, log_every=1, validate_every=4, precision="64-true", average_weights=0.8)
+    fit(toy, out, training, resume=True)
 total = sum(p.sum().item() for p in toy.model.parameters())
 (out / f"sum-{os.environ['RANK']}").write_text(repr(total))
 """
@@ -646,7 +731,7 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
     assert ran.returncode == 0, ran.stderr
     for steps in (6, 12):
         one = Toy(dropout=0.0, dtype=torch.float64)
-        training = Training(steps=steps, log_every=1, validate_every=4, precision="64-true")
+        training = Training(steps=steps, log_every=1, validate_every=4, precision="64-true", average_weights=0.8)
         train(one, tmp_path / "one", training, resume=True)
     varying = ("seconds", "items_per_second")
     records = [read_metrics(tmp_path / name) for name in ("two", "one")]

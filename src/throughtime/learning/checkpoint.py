@@ -5,6 +5,7 @@
     RUN/checkpoint/step-000001200/weights.safetensors     the model
                                   optimizer.safetensors   its optimiser's memory
                                   best.safetensors        the best weights so far, where they are kept
+                                  average.safetensors     the mean of the weights, where it is taken
                                   process-0.safetensors   each process's carried state and random generators
                                   checkpoint.json         the step, the time, the best validation, the settings
 

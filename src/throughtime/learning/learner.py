@@ -1,12 +1,14 @@
-"""One step of learning: loss, gradient, clipping, update; over one process or several."""
+"""One step of learning: loss, gradient, clipping, update, averaging; over one process or several."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from throughtime.learning.averaging import WeightAverage
 from throughtime.learning.clipping import clip_by_norm, clip_by_value, global_norm
 from throughtime.learning.optimizers import make_optimizer
 from throughtime.learning.problem import Problem
@@ -44,12 +46,18 @@ class Learner:
         self._stepper: Any = fabric.setup_optimizers(self.optimizer)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.share_weights()
+        decay = training.average_weights
+        self.average = None if decay is None else WeightAverage(self.model, decay)
 
     def share_weights(self) -> None:
         """Gives all processes the weights of the first."""
         if self.fabric.world_size > 1:
             for value in self.model.state_dict().values():
                 torch.distributed.broadcast(value, 0)
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The model as it is to be used: with the mean of its weights, where one is kept."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def batch(self, step: int) -> Any:
         """This process's rows of a step's batch, on its device."""
@@ -93,6 +101,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self._stepper.step()
+        if self.average is not None:
+            self.average.update()
         return norm
 
     def forget_gradients(self) -> None:

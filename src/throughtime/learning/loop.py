@@ -252,7 +252,7 @@ class _Run:
         measures: dict[str, float] = {}
         if self.first:
             self.model.eval()
-            with random_state_kept(), torch.no_grad(), self.fabric.autocast():
+            with self.learner.averaged(), random_state_kept(), torch.no_grad(), self.fabric.autocast():
                 measures = {name: float(value) for name, value in self.problem.validate().items()}
             self.model.train()
         takes, standing.seconds = time.monotonic() - began, self._seconds()
@@ -269,7 +269,7 @@ class _Run:
             if improved:
                 standing.best, standing.best_step, standing.best_validation = watched, standing.step, measures
                 if self.first and self.training.keep == "best":
-                    self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+                    self.best = self._usable()
         self._log(measures)
 
     def _record(self, measures: Mapping[str, float]) -> dict[str, Any]:
@@ -346,6 +346,8 @@ class _Run:
             }
             if self.best is not None:
                 tensors["best"] = self.best
+            if self.learner.average is not None:
+                tensors["average"] = self.learner.average.tensors()
             write_checkpoint(self.out, standing.step, Snapshot(about, tensors))
             save_weights(self.out, self._kept())
         self.saved_step = standing.step
@@ -381,15 +383,18 @@ class _Run:
             )
         before, now = about["training"], self.training.to_json()
         for name in MAY_NOT_CHANGE:
-            if before[name] != now[name]:
+            was = before.get(name)  # a run of an older version has fewer settings
+            if was != now[name]:
                 raise UserError(
-                    f"{self.out} was begun with {spelled(name)} {before[name]}, not {now[name]}; go on with the same, "
+                    f"{self.out} was begun with {spelled(name)} {was}, not {now[name]}; go on with the same, "
                     "or name another folder"
                 )
         self.changed = {name: (before.get(name), now[name]) for name in now if before.get(name) != now[name]}
         fill(self.model, tensors["weights"], self.out / CHECKPOINT)
         restore_optimizer(self.learner.optimizer, tensors["optimizer"])
         self.fabric.strategy.precision.load_state_dict(about["scaler"])
+        if self.learner.average is not None:
+            self.learner.average.restore(tensors["average"])
         self.best = tensors.get("best")
         self.standing = Standing.from_json(about["standing"])
         self.loss_since, self.norm_since = self.standing.loss_since, self.standing.norm_since
@@ -403,7 +408,12 @@ class _Run:
         restore_random_state({n[len("random.") :]: value for n, value in own.items() if n.startswith("random.")})
 
     def _kept(self) -> Mapping[str, Tensor]:
-        return self.model.state_dict() if self.best is None else self.best
+        return self._usable() if self.best is None else self.best
+
+    def _usable(self) -> dict[str, Tensor]:
+        """The weights to use as they are now: their mean, where one is kept."""
+        with self.learner.averaged():
+            return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def _finish(self) -> Result:
         standing = self.standing
@@ -411,9 +421,9 @@ class _Run:
         validation = standing.best_validation if best else standing.validation
         step = standing.best_step if best else standing.step
         if self.first:
-            save_weights(self.out, self._kept())
-            if self.best is not None:
-                self.model.load_state_dict(self.best)
+            kept = self._kept()
+            save_weights(self.out, kept)
+            self.model.load_state_dict(kept)
             self.teller.close()
             self.teller.finished(standing.step, standing.seconds, validation, step, self.out / MODEL)
         self.learner.share_weights()
@@ -433,6 +443,7 @@ class _Run:
         tell(
             f"training {count:,} parameters for {bound} on {where}: {t.optimizer}, learning rate {t.rate:g} "
             f"({t.schedule}), gradients {'clipped ' + ' and '.join(clipping) if clipping else 'not clipped'}"
+            + ("" if t.average_weights is None else f", weights averaged ({t.average_weights:g})")
         )
         if not resumed:
             return

@@ -15,7 +15,7 @@ BOUNDS = ("steps", "epochs", "minutes")
 KEEPS = ("best", "last")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
-MAY_NOT_CHANGE = ("optimizer", "keep", "precision", "seed")  # on resuming: it would be another run
+MAY_NOT_CHANGE = ("optimizer", "average_weights", "keep", "precision", "seed")  # on resuming: it would be another run
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -50,6 +50,10 @@ class Training:
     rmsprop_decay: float = _setting(0.95, "What rmsprop keeps of its mean square at each step.")
     beta1: float = _setting(0.9, "What adam and adamw keep of their mean at each step.")
     beta2: float = _setting(0.99, "What adam and adamw keep of their mean square at each step.")
+    average_weights: float | None = _setting(
+        None,
+        "Validate, and end with, a mean of the weights that keeps this share of itself at each step, such as 0.99.",
+    )
 
     schedule: str = _setting("constant", f"The course of the learning rate: {', '.join(SCHEDULES)}.")
     warmup: float = _setting(0.0, "The learning rate's rise at the start: a share of the run below 1, steps from 1 on.")
@@ -139,6 +143,7 @@ _RANGES = (  # name, low, whether low itself is out, high (out)
     ("rmsprop_decay", 0, False, 1),
     ("beta1", 0, False, 1),
     ("beta2", 0, False, 1),
+    ("average_weights", 0, True, 1),
     ("warmup", 0, False, _INFINITY),
     ("final_rate", 0, False, _INFINITY),
     ("decay_factor", 0, True, 1),
