@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import math
+import signal
 
 import pytest
 import torch
 import typer.testing
 
-from throughtime.cells import Elman
+from throughtime.cells import GRU, Elman
 from throughtime.cli.app import root
 from throughtime.cli.study import study
 from throughtime.engine import unroll
 from throughtime.errors import UserError
 from throughtime.learning.regularise import vanishing_gradient_penalty
+from throughtime.learning.storage import tensor_bytes
 from throughtime.studies import memory as run
 from throughtime.studies import temporal_order as order
 from throughtime.studies.kept_norm import RegularisedGradients
@@ -109,6 +111,31 @@ def test_a_short_lag_is_learned_in_seconds():
     assert (again.score, again.steps) == (outcome.score, outcome.steps)
 
 
+def test_what_ends_training_is_not_what_it_is_judged_by(monkeypatch):
+    """A check that is passed by luck ends nothing: other sequences, new each time, must say the same."""
+    asked = []
+
+    def measured(network, problem, case, length, purpose):
+        asked.append((length, purpose))
+        return {"test after 2": 0.5, "check": 1.0}.get(purpose, 0.995)
+
+    monkeypatch.setattr(run, "measure", measured)
+    settings = run.Settings(hidden=4, steps=9, check=2)
+    outcome = run.run_case(run.Case("gru", "delayed-recall", 6, 1), settings)
+    assert (outcome.stopped, outcome.steps, outcome.score, outcome.solved) == ("solved", 4, 0.995, True)
+    checks = [(6, "check"), (6, "test after 2"), (6, "check"), (6, "test after 4")]
+    assert asked == [(6, "check"), *checks, (60, "test")]
+    outcome = run.run_case(run.Case("gru", "parity", 6, 1), settings)  # which wants no error at all
+    assert (outcome.stopped, outcome.steps, outcome.score, outcome.solved) == ("steps", 9, 0.995, False)
+
+
+def test_sequences_of_another_purpose_are_others():
+    case, problem = run.Case("gru", "adding", 10, 1), PROBLEMS["adding"]
+    network = run.Network("gru", problem, 4, 10)
+    check, again, test = (run.measure(network, problem, case, 10, name) for name in ("check", "check", "test after 9"))
+    assert check == again != test
+
+
 def test_all_cells_see_the_same_data():
     one, other = (run.Case(cell, "adding", 10, 1) for cell in ("gru", "lstm"))
     assert run._seed(one, "training") == run._seed(other, "training") != run._seed(one, "weights")
@@ -202,6 +229,44 @@ def test_temporal_order_is_learned_and_tested_far_beyond(monkeypatch):
     assert set(result.errors) == {12, 2000}
     assert (result.tested, result.steps, result.solved) == (200, 0, False)
     assert order.order_figure([result]).axes
+
+
+def test_a_network_is_kept_where_a_signal_found_it(tmp_path):
+    whole = order.Training(recipe := dataclasses.replace(SHORT, rate=0.001, steps=60))
+    whole.run(check=50)
+    kept = tmp_path / "kept.safetensors"
+
+    class Called(order.Training):
+        def step(self):
+            if self.steps == 7:
+                signal.raise_signal(signal.SIGINT)
+            return super().step()
+
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 8; the network is in .*kept.safetensors: the same"):
+        Called(recipe, kept).run(check=50)
+    again, told = order.Training(recipe, kept), []
+    assert again.steps == 8
+    assert again.seconds > 0
+    again.run(check=50, tell=lambda step, error, left: told.append(step))
+    assert told == [50, 60]
+    for one, other in zip(again.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_kept_file_that_lacks_something_is_told(tmp_path):
+    training = order.Training(SHORT)
+    for lacking in ("moving.2", "about", "network.answer.bias", "drawn"):
+        tensors = {name: tensor for name, tensor in training._tensors().items() if name != lacking}
+        (tmp_path / "kept").write_bytes(tensor_bytes(order._KIND, tensors))
+        with pytest.raises(UserError, match=rf"kept is not what this study keeps \(see its {lacking}\); move it away or"):
+            order.Training(SHORT, tmp_path / "kept")
+
+
+@pytest.mark.parametrize("cell", [Elman(6, 9, activation="relu"), GRU(6, 9)])
+def test_the_closed_form_is_of_tanh_alone(cell):
+    with pytest.raises(UserError, match="is that of an Elman cell with tanh; for others there is throughtime"):
+        RegularisedGradients(cell, torch.nn.Linear(9, 4))
 
 
 def test_a_stopped_network_goes_on_as_if_it_had_not_stopped(tmp_path):

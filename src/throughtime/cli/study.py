@@ -148,19 +148,14 @@ def temporal_order(
             soft_wrap=True,
         )
 
-    kept = out / f"{order.name_of(recipe)}.safetensors"
-    try:
-        result = order.study_temporal_order(
-            recipe,
-            minutes=math.inf if minutes is None else minutes,
-            count=count,
-            check=check,
-            kept=kept,
-            tell=tell,
-        )
-    except KeyboardInterrupt:
-        console.print(f"stopped; the network is in {kept}: the same command goes on from there", soft_wrap=True)
-        raise
+    result = order.study_temporal_order(
+        recipe,
+        minutes=math.inf if minutes is None else minutes,
+        count=count,
+        check=check,
+        kept=out / f"{order.name_of(recipe)}.safetensors",
+        tell=tell,
+    )
     append_line(results, result)
     latest = {one.recipe: one for one in [*before, result]}  # what was trained further counts once
     with full_disk_told(out / "figure.png"):

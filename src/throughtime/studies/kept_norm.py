@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from throughtime.cells import Cell, Elman
 from throughtime.engine import unroll
+from throughtime.errors import UserError
 
 _TINY = 1e-38  # what a norm is held above before it divides
 
@@ -40,9 +41,17 @@ class RegularisedGradients:
     Args:
         cell: with tanh.
         answer: from the last h to the classes.
+
+    Raises:
+        UserError: the cell is another one, whose slope is not 1 - h².
     """
 
     def __init__(self, cell: Elman, answer: nn.Linear) -> None:
+        if type(cell) is not Elman or cell.activation is not torch.tanh:
+            raise UserError(
+                "this form of the regulariser is that of an Elman cell with tanh; for others there is "
+                "throughtime.learning.vanishing_gradient_penalty"
+            )
         self.cell, self.answer = cell, answer
         self.driven = Driven(cell)  # one for all calls: a new one would be compiled anew
         self.parameters = [cell.input.weight, cell.input.bias, cell.recurrent.weight, *answer.parameters()]

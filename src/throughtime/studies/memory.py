@@ -23,7 +23,7 @@ from throughtime.learning.initialisation import chrono_, identity_, orthogonal_
 from throughtime.studies.lines import append_line, check_writable, read_lines
 from throughtime.studies.problems import Batch, Problem, problem_named
 
-TESTED = 1000  # sequences a score is measured on
+TESTED = 1000  # sequences a score is measured on, and those that training is checked by
 FURTHER = 10  # times the length: where it is tested whether what was learned holds on
 FURTHER_STEPS = 400_000  # of all sequences of that test together, which is the dear one
 
@@ -57,7 +57,8 @@ class Settings:
         batch: sequences a step.
         rate: Adam's learning rate.
         clip: the norm that gradients are clipped to.
-        steps: training steps at most; a run ends early where the task is solved.
+        steps: training steps at most; a run ends early where the task is solved: by sequences kept for that, and then
+            by others, drawn anew at each such place, whose score is the one that is reported.
         check: steps between two measurements.
     """
 
@@ -153,7 +154,7 @@ def run_case(
         drawn = torch.Generator().manual_seed(_seed(case, "training"))
         optimiser = torch.optim.Adam(network.parameters(), settings.rate)
         began, computed = time.monotonic(), time.process_time()
-        score, step, stopped = measure(network, problem, case, case.length), 0, "steps"
+        score, step, stopped = measure(network, problem, case, case.length, "check"), 0, "steps"
         while step < settings.steps:
             loss = problem.loss(network(batch := problem.draw(settings.batch, case.length, drawn)), batch)
             optimiser.zero_grad()
@@ -166,20 +167,23 @@ def run_case(
             step += 1
             over = time.monotonic() - began > seconds
             if step % settings.check == 0 or step == settings.steps or over:
-                now = measure(network, problem, case, case.length)
+                now = measure(network, problem, case, case.length, "check")
                 if not math.isfinite(now):
                     stopped = "diverged"
                     break
                 score = now
                 tell(step, score)
-                if problem.solved(score):
-                    stopped = "solved"
-                    break
+                last = over or step == settings.steps
+                if last or problem.solved(score):  # what ends training by being good is not what it is judged by
+                    score = measure(network, problem, case, case.length, f"test after {step}")
+                    if problem.solved(score):
+                        stopped = "solved"
+                        break
                 if over:
                     stopped = "time"
                     break
         took, computed = time.monotonic() - began, time.process_time() - computed
-        further = None if stopped == "diverged" else measure(network, problem, case, FURTHER * case.length)
+        further = None if stopped == "diverged" else measure(network, problem, case, FURTHER * case.length, "test")
     return Outcome(
         **asdict(case),
         settings=settings,
@@ -190,18 +194,18 @@ def run_case(
         score=score,
         further=further,
         chance=problem.chance(case.length),
-        solved=problem.solved(score),
+        solved=stopped == "solved",
         stopped=stopped,
     )
 
 
 @torch.no_grad()
-def measure(network: Network, problem: Problem, case: Case, length: int) -> float:
-    """The score on sequences never trained on, the same at each call.
+def measure(network: Network, problem: Problem, case: Case, length: int, purpose: str) -> float:
+    """The score on sequences never trained on, the same at each call with the same purpose, and others with another.
 
     Those of a problem with many lengths are of the whole length here.
     """
-    generator = torch.Generator().manual_seed(_seed(case, f"test {length}"))
+    generator = torch.Generator().manual_seed(_seed(case, f"{purpose} {length}"))
     network.eval()
     scores = []
     size = max(1, min(TESTED, 200_000 // length))

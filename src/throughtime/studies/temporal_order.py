@@ -20,6 +20,7 @@ from throughtime.engine import unroll
 from throughtime.errors import UserError
 from throughtime.insight.figures import finish, legend, new_figure
 from throughtime.learning.initialisation import spectral_radius_
+from throughtime.learning.interruption import Interrupted, Requests, stop_requests
 from throughtime.learning.run_folder import fill
 from throughtime.learning.storage import full_disk_told, read_tensors, tensor_bytes, write_file
 from throughtime.studies.kept_norm import RegularisedGradients
@@ -131,18 +132,30 @@ class Training:
     ) -> None:
         """Trains until `PASSED` sequences of the longest length have no error, or the steps or minutes are over.
 
+        A first SIGINT or SIGTERM lets the step at hand end, and all is kept; a second stops at once.
+
         Args:
             minutes: at most so many, by the clock.
             check: steps between two measurements.
             tell: called at each measurement with the step, the share of errors, and the seconds that all steps that
                 are left would take.
+
+        Raises:
+            Interrupted: (a `KeyboardInterrupt`) a signal came.
         """
+        with stop_requests(impatient=True) as requests:
+            self._run(minutes, check, tell, requests)
+
+    def _run(self, minutes: float, check: int, tell: Callable[[int, float, float], None], requests: Requests) -> None:
         recipe = self.recipe
         began = time.monotonic()
         while not self.solved and self.steps < recipe.steps and time.monotonic() - began < 60 * minutes:
             computed, first = time.process_time(), self.steps
             while self.steps < min(recipe.steps, first - first % check + check):
                 self.step()
+                if requests.signal:
+                    self.seconds += time.process_time() - computed
+                    self._stop(requests)
                 if time.monotonic() - began >= 60 * minutes:
                     break
             error = errors_at(self.network, recipe.longest, 1000, recipe.seed)
@@ -153,17 +166,36 @@ class Training:
             if self.kept is not None:
                 self._write(self.kept)
             tell(self.steps, error, (recipe.steps - self.steps) * took / max(1, self.steps - first))
+            if requests.signal and not self.solved:
+                self._stop(requests)
 
-    def _write(self, path: Path) -> None:
-        about = torch.tensor([self.steps, self.seconds, self.solved], dtype=torch.float64)
+    def _stop(self, requests: Requests) -> None:
+        told = f"stopped at step {self.steps:,}"
+        if self.kept is not None:
+            self._write(self.kept)
+            told += f"; the network is in {self.kept}: the same command goes on from there"
+        raise Interrupted(told, requests.signal)
+
+    def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"moving.{n}": moving for n, moving in enumerate(self.moving)}
+        about = torch.tensor([self.steps, self.seconds, self.solved], dtype=torch.float64)
+        return {**tensors, "drawn": self.drawn.get_state(), "about": about}
+
+    def _write(self, path: Path) -> None:
         with full_disk_told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, tensor_bytes(_KIND, {**tensors, "drawn": self.drawn.get_state(), "about": about}))
+            write_file(path, tensor_bytes(_KIND, self._tensors()))
 
     def _read(self, path: Path) -> None:
         tensors = read_tensors(path, _KIND)
+        wanted = {name: tensor.shape for name, tensor in self._tensors().items()}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        if wanted != found:
+            name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            raise UserError(
+                f"{path} is not what this study keeps (see its {name}); move it away or name another --out"
+            )
         fill(self.network, {name[8:]: tensors[name] for name in tensors if name.startswith("network.")}, path)
         self.moving = [tensors[f"moving.{n}"] for n in range(len(self.moving))]
         self.drawn.set_state(tensors["drawn"])
