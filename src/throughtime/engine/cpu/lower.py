@@ -25,12 +25,14 @@ from throughtime.engine.cpu.vectormath import constant, pointwise
 class Words:
     """Places in the head of a kernel's array of words."""
 
-    KERNEL, MEETING, SHARED, STEPS, ROWS, ORDER, LENGTHS, SCRATCH, BLOCK, REVERSE = range(10)
-    HEAD = 10
+    KERNEL, MEETING, SHARED, STEPS, ROWS, ORDER, LENGTHS, SCRATCH, BLOCK, REVERSE, GROUPS = range(11)
+    HEAD = 11
 
 
 GRADIENT_DEPTH = 240  # rows (sequence, step) that are packed for one pass over a matrix gradient
 GRADIENT_ROWS = 256  # most rows of one pass over an input gradient
+ROWS_AT_ONCE = 8  # of them that are packed together, one tile of columns after another
+GROUPS = 2  # most groups of sequences whose parts of the matrix gradients are summed apart
 
 
 @dataclass
@@ -56,12 +58,12 @@ class Layout:
     def pack_word(self, pack: tuple[int, bool]) -> int:
         return self.vector_word(self.vectors) + 3 * self.packs.index(pack)
 
-    def gradient_word(self, number: int) -> int:
-        return self.vector_word(self.vectors) + 3 * len(self.packs) + number
+    def gradient_word(self, number: int, group: int = 0) -> int:
+        return self.vector_word(self.vectors) + 3 * len(self.packs) + group * len(self.gradients) + number
 
     @property
     def words(self) -> int:
-        return self.gradient_word(len(self.gradients))
+        return self.gradient_word(0, GROUPS)
 
 
 def rounded(width: int, multiple: int) -> int:
@@ -586,8 +588,9 @@ def write_backward(module: Module, program: Program) -> Layout:
                     k.copy_row(k.outside_row(f"d.final.{name}", b, "0"), to, width)
                 with f.when(f.let(f"xor i1 {empty}, true")):
                     k.copy_row(f.at(base, f.mul(r, stride)), to, width)
-        k.meet_all()
+        k.meet()
         _input_gradients(k, backward)
+        k.meet_all()
         _matrix_gradients(k, backward)
     return layout
 
@@ -600,7 +603,7 @@ def _thread_scratch(target: Target, program: Program, backward: Backward) -> int
     for _, group in _by_derivative(backward).items():
         a = rounded(group[0].width, rows)
         b = sum(rounded(g.source_width, panel) for g in group)
-        most = max(most, GRADIENT_DEPTH * (a + b))
+        most = max(most, GRADIENT_DEPTH * (a + b) + a // rows * target.lanes)
     return rounded(most, panel)
 
 
@@ -637,7 +640,10 @@ def _pass_on(k: Kernel, count: str) -> None:
 
 
 def _input_gradients(k: Kernel, backward: Backward) -> None:
-    """Derivatives by inputs: derivatives by products times matrices, in blocks of rows, dealt out to the threads."""
+    """Derivatives by inputs: derivatives by products times matrices, in blocks of rows.
+
+    A thread does its own sequences, which are still in its cache; where threads share them, blocks are dealt out.
+    """
     f, panel = k.f, panel_width(k.t)
     share = f.div(f.mul(k.rows, k.steps), f.mul(k.hands, 4))  # each thread is to have a few blocks, of one size
     most = f.minimum(f.maximum(share, GRADIENT_ROWS // 8), GRADIENT_ROWS)
@@ -649,14 +655,15 @@ def _input_gradients(k: Kernel, backward: Backward) -> None:
         stride = k.outside[f"grad.{name}"][2] if in_place else str(rounded(width, panel))
         turn = f.slot("i64")
         f.set(turn, "i64", "0")
-        with f.loop("0", k.rows) as b:
+        with f.loop("0", k.count) as r:
+            b = k.sequence(r)
             length = k.length(b)
             blocks = f.maximum(f.div(f.sub(f.add(length, most), 1), most), "1")
             block = f.maximum(f.div(f.sub(f.add(length, blocks), 1), blocks), "1")
             with f.loop("0", length, block) as t:
                 now = f.get(turn, "i64")
                 f.set(turn, "i64", f.add(now, 1))
-                with f.when(f.compare("eq", f.mod(now, k.hands), "%number")):
+                with f.when(f.compare("eq", f.mod(now, k.parts), k.part)):
                     rows = f.minimum(f.sub(length, t), block)
                     source = f.at(base, f.add(f.mul(b, by_sequence), f.mul(t, by_step)))
                     destination = k.outside_row(f"grad.{name}", b, t) if in_place else k.thread_base
@@ -701,67 +708,117 @@ def _by_derivative(backward: Backward) -> dict[int, list[MatrixGradient]]:
 
 
 def _matrix_gradients(k: Kernel, backward: Backward) -> None:
-    """Sums over batch and time of derivative^T source: rows are packed, and each thread has its part of the result.
+    """Sums over batch and time of derivative^T source.
 
-    The order of the sum is by sequence, then by time, whatever the threads.
+    Sequences are summed in groups and these added at the end, so that threads read what they have made themselves: a
+    group is every second sequence, as those of a thread are where there are two. How many groups there are does not
+    depend on the number of threads; nor, then, does the order of the sum.
     """
+    f = k.f
+    groups = k.word(Words.GROUPS)
+    teams = f.select(f.compare("eq", f.mod(k.hands, groups), 0), groups, 1)
+    member, members = f.div("%number", teams), f.div(k.hands, teams)
+    with f.loop(f.mod("%number", teams), groups, teams) as group:
+        for gradients in _by_derivative(backward).values():
+            _sum_of_group(k, gradients, group, groups, member, members)
+    with f.when(f.compare("sgt", groups, 1)):
+        k.meet_all()
+        with f.loop("1", groups) as group:
+            for gradient in backward.matrices:
+                _add_group(k, gradient, group)
+
+
+def _gradient_of(k: Kernel, gradient: MatrixGradient, group: str) -> str:
+    """The address of a group's part; that of group 0 is the result."""
+    f, first = k.f, k.layout.gradient_word(k.layout.gradients.index(gradient))
+    word = f.at("%words", f.add(f.mul(group, len(k.layout.gradients)), first), "i64")
+    return f.let(f"inttoptr i64 {f.let(f'load i64, ptr {word}')} to ptr")
+
+
+def _sum_of_group(
+    k: Kernel, gradients: list[MatrixGradient], group: str, groups: str, member: str, members: str
+) -> None:
+    """One group's part of gradients that share a derivative: rows are packed, by sequence and by time, and each member
+    of a team of threads has its tiles of the result."""
     f, t = k.f, k.t
     panel, tile = panel_width(t), most_rows(t)
-    six = f"<{tile} x {t.real}>"
-    for column, group in _by_derivative(backward).items():
-        width = group[0].width
-        tiles = -(-width // tile)
-        first = f.div(f.mul("%number", tiles), k.hands)
-        last = f.div(f.mul(f.add("%number", 1), tiles), k.hands)
-        a_base = k.thread_base  # for each tile of columns, GRADIENT_DEPTH times ``tile`` numbers
-        b_base = f.at(a_base, GRADIENT_DEPTH * rounded(width, tile))
-        fill = f.slot("i64")
+    # whole registers are moved: what is too much of one row, the next one overwrites
+    wide = f"<{1 << (tile - 1).bit_length()} x {t.real}>"
+    width, column = gradients[0].width, gradients[0].column
+    tiles = -(-width // tile)
+    first = f.div(f.mul(member, tiles), members)
+    last = f.div(f.mul(f.add(member, 1), tiles), members)
+    a_base = k.thread_base  # for each tile of columns, GRADIENT_DEPTH times ``tile`` numbers, and a vector to spare
+    a_tile = GRADIENT_DEPTH * tile + t.lanes
+    b_base = f.at(a_base, tiles * a_tile)
+    fill = f.slot("i64")
+    f.set(fill, "i64", "0")
+    begun = f.slot("i64")  # whether the result has a first part
+    f.set(begun, "i64", "0")
+    results = [_gradient_of(k, gradient, group) for gradient in gradients]
+
+    def flush() -> None:
+        depth = f.get(fill, "i64")
+        offset = 0
+        for gradient, result in zip(gradients, results, strict=True):
+            stride = rounded(gradient.source_width, panel)
+            with f.loop("0", stride // panel) as p:
+                b = f.at(b_base, f.add(f.mul(p, GRADIENT_DEPTH * panel), offset))
+                with f.loop(first, last) as i:
+                    c = f.at(result, f.add(f.mul(i, tile * stride), f.mul(p, panel)))
+                    for add, relation in ((False, "eq"), (True, "ne")):
+                        with f.when(f.compare(relation, f.get(begun, "i64"), 0)):
+                            f.run(
+                                packed_tile_name(t, add=add),
+                                ("ptr", f.at(a_base, f.mul(i, a_tile))), ("i64", "0"), ("ptr", b),
+                                ("ptr", c), ("i64", str(stride)), ("i64", depth),
+                            )  # fmt: skip
+            offset += GRADIENT_DEPTH * stride
         f.set(fill, "i64", "0")
-        begun = f.slot("i64")  # whether the result has a first part
-        f.set(begun, "i64", "0")
+        f.set(begun, "i64", "1")
 
-        def flush(
-            group: list[MatrixGradient] = group, first: str = first, last: str = last, a_base: str = a_base,
-            b_base: str = b_base, fill: str = fill, begun: str = begun,
-        ) -> None:  # fmt: skip
-            depth = f.get(fill, "i64")
-            offset = 0
-            for gradient in group:
-                stride = rounded(gradient.source_width, panel)
-                result = k.pointer(k.layout.gradient_word(k.layout.gradients.index(gradient)))
-                with f.loop("0", stride // panel) as p:
-                    b = f.at(b_base, f.add(f.mul(p, GRADIENT_DEPTH * panel), offset))
-                    with f.loop(first, last) as i:
-                        c = f.at(result, f.add(f.mul(i, tile * stride), f.mul(p, panel)))
-                        for add, relation in ((False, "eq"), (True, "ne")):
-                            with f.when(f.compare(relation, f.get(begun, "i64"), 0)):
-                                f.run(
-                                    packed_tile_name(t, add=add),
-                                    ("ptr", f.at(a_base, f.mul(i, GRADIENT_DEPTH * tile))), ("i64", "0"), ("ptr", b),
-                                    ("ptr", c), ("i64", str(stride)), ("i64", depth),
-                                )  # fmt: skip
-                offset += GRADIENT_DEPTH * stride
-            f.set(fill, "i64", "0")
-            f.set(begun, "i64", "1")
-
-        with f.loop("0", k.rows) as b, f.loop("0", k.length(b)) as time:
+    with f.loop(group, k.rows, groups) as r:
+        b = f.let(f"load i64, ptr {f.at(k.order, r, 'i64')}")
+        length = k.length(b)
+        time = f.slot("i64", "0")
+        f.set(time, "i64", "0")
+        with f.repeat_while() as forever:
+            start = f.get(time, "i64")
+            forever.unless(f.compare("slt", start, length))
             place = f.get(fill, "i64")
-            row = f.at(k.outside_row("derivatives", b, time), column)
+            count = f.minimum(f.minimum(f.sub(length, start), f.sub(GRADIENT_DEPTH, place)), ROWS_AT_ONCE)
             with f.loop(first, last) as i:
-                value = f.let(f"load {six}, ptr {f.at(row, f.mul(i, tile))}, align {t.bytes}")
-                to = f.at(a_base, f.add(f.mul(i, GRADIENT_DEPTH * tile), f.mul(place, tile)))
-                f.line(f"store {six} {value}, ptr {to}, align {t.bytes}")
-            offset = 0
-            for gradient in group:
-                source = f.at(k.outside_row(gradient.source.buffer, b, time), gradient.source.column)
-                _pack_row(k, source, gradient.source_width, f.at(b_base, f.add(f.mul(place, panel), offset)))
-                offset += GRADIENT_DEPTH * rounded(gradient.source_width, panel)
-            f.set(fill, "i64", f.add(place, 1))
+                to = f.at(a_base, f.add(f.mul(i, a_tile), f.mul(place, tile)))
+                with f.loop("0", count) as n:
+                    row = f.at(k.outside_row("derivatives", b, f.add(start, n)), f.add(f.mul(i, tile), column))
+                    value = f.let(f"load {wide}, ptr {row}, align {t.bytes}")
+                    f.line(f"store {wide} {value}, ptr {f.at(to, f.mul(n, tile))}, align {t.bytes}")
+            with f.loop("0", count) as n:
+                offset = 0
+                for gradient in gradients:
+                    source = k.outside_row(gradient.source.buffer, b, f.add(start, n))
+                    to = f.at(b_base, f.add(f.mul(f.add(place, n), panel), offset))
+                    _pack_row(k, f.at(source, gradient.source.column), gradient.source_width, to)
+                    offset += GRADIENT_DEPTH * rounded(gradient.source_width, panel)
+            f.set(fill, "i64", f.add(place, count))
+            f.set(time, "i64", f.add(start, count))
             with f.when(f.compare("eq", f.get(fill, "i64"), GRADIENT_DEPTH)):
                 flush()
-        # what is left; without any row at all, zeros
-        with f.when(f.compare("sle", f.get(begun, "i64"), f.get(fill, "i64"))):
-            flush()
+    # what is left; without any row at all, zeros
+    with f.when(f.compare("sle", f.get(begun, "i64"), f.get(fill, "i64"))):
+        flush()
+
+
+def _add_group(k: Kernel, gradient: MatrixGradient, group: str) -> None:
+    """Adds a group's part to the result; threads split its vectors."""
+    f, lanes = k.f, k.t.lanes
+    to, part = _gradient_of(k, gradient, "0"), _gradient_of(k, gradient, group)
+    vectors = rounded(gradient.width, most_rows(k.t)) * rounded(gradient.source_width, panel_width(k.t)) // lanes
+    first = f.mul(f.div(f.mul("%number", vectors), k.hands), lanes)
+    last = f.mul(f.div(f.mul(f.add("%number", 1), vectors), k.hands), lanes)
+    with f.loop(first, last, lanes) as place:
+        address = f.at(to, place)
+        f.vstore(pointwise(f, "add", [f.vload(address), f.vload(f.at(part, place))]), address)
 
 
 def _pack_row(k: Kernel, source: str, width: int, destination: str) -> None:
