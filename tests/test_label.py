@@ -13,11 +13,15 @@ import torch
 from reading_cases import SMALL, Run, assert_told, command, put_conll, put_parallel, trips
 from throughtime.data.sentences import Sentence, read_sentences
 from throughtime.data.spans import spans_of
+from throughtime.data.streams import IGNORED
+from throughtime.errors import UserError
+from throughtime.layers import Tokens
 from throughtime.learning import Training
 from throughtime.tasks import label
 from throughtime.tasks.label import LabelModel, Settings
 from throughtime.tasks.label_report import _shades
 from throughtime.tasks.label_scores import oov_recalls, score
+from throughtime.tasks.reading import tokens_of
 
 
 @pytest.fixture
@@ -42,6 +46,7 @@ def trained(data: Path) -> Path:
         character_hidden=4,
         scheme="bioes",
         swap_spans=0.3,
+        language_model_weight=0.05,
         locked_dropout=True,
         dropout=0.2,
     )
@@ -104,6 +109,54 @@ def test_a_crf_keeps_to_its_scheme(trained: Path) -> None:
     for one in model.predict([words for words, _, _ in trips(30, seed=4)]):
         spelled = label.rewritten(one.labels, "bioes")
         assert spelled == one.labels
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("window", [1, 3])
+def test_the_nearest_words_that_were_not_seen_are_foretold(pairs: bool, window: int) -> None:
+    """A word that is foretold has no part in the outputs it is foretold from; the one before it has."""
+    model = model_of(pairs=pairs, window=window, language_model_weight=0.1)
+    side = model.network.foretelling
+    assert side is not None
+    words = ["show", "flights", "from", "denver", "to", "boston"]
+
+    def outputs(changed: int | None = None) -> torch.Tensor:
+        tokens = tokens_of(model.index, [[*words[:changed], "what", *words[changed + 1 :]] if changed else words])
+        y, _ = model.network.recurrent(model.network.features(tokens), lengths=tokens.lengths)
+        return y[0]  # (T, O), six of each direction
+
+    plain = outputs()
+    assert torch.equal(outputs(2 + side.ahead)[2, :6], plain[2, :6])
+    assert not torch.equal(outputs(2 + side.ahead - 1)[2, :6], plain[2, :6])
+    assert torch.equal(outputs(4 - side.behind)[4, 6:], plain[4, 6:])
+    assert not torch.equal(outputs(4 - side.behind + 1)[4, 6:], plain[4, 6:])
+
+
+def test_foretelling_teaches_the_network_besides_the_labels() -> None:
+    torch.manual_seed(2)
+    network = model_of(language_model_weight=0.5).network
+    tokens = Tokens(torch.tensor([[3, 1, 2, 0], [4, 2, 1, 3]]), torch.tensor([3, 4]))
+    labels = torch.tensor([[0, 1, 0, IGNORED], [0, 0, 1, 0]])
+    y, _ = network.recurrent(network.features(tokens), lengths=tokens.lengths)
+    assert network.foretelling is not None
+    told = network.foretelling(y, tokens.words, tokens.lengths)
+    whole, network.foretelling = network.cost(tokens, labels, None), None
+    torch.testing.assert_close(whole, network.cost(tokens, labels, None) + 0.5 * told)
+    assert float(told.detach()) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"language_model_weight": -1.0}, "language model weight must be at least 0, not -1"),
+        ({"language_model_weight": float("nan")}, "language model weight must be at least 0, not nan"),
+        ({"language_model_weight": 0.1, "layers": 2}, "both directions have read the whole sentence"),
+    ],
+)
+def test_what_cannot_be_foretold_is_told(options: dict[str, float], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Settings(**options)  # type: ignore[arg-type]
+    assert Settings(language_model_weight=0.1, layers=2, bidirectional=False).layers == 2
 
 
 def model_of(**options: object) -> LabelModel:

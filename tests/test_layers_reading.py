@@ -9,6 +9,7 @@ from throughtime.cells import GRU
 from throughtime.layers import (
     POOLINGS,
     CharacterFeatures,
+    Foretelling,
     LockedDropout,
     Pooling,
     Recurrent,
@@ -146,3 +147,34 @@ def test_what_locked_dropout_drops_is_dropped_at_all_steps() -> None:
     x = features(tokens)
     assert torch.equal(x, x[:, :1].expand_as(x))
     assert torch.equal(features.eval()(tokens), features.embed(tokens))
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("ahead", "behind"), [(1, 1), (3, 2)])
+def test_what_is_foretold_costs_what_it_costs_word_by_word(bidirectional: bool, ahead: int, behind: int) -> None:
+    side = Foretelling(7, 4, bidirectional=bidirectional, ahead=ahead, behind=behind, hidden=3).double()
+    y = torch.randn(4, 6, 8 if bidirectional else 4, dtype=torch.float64)
+    words, lengths = torch.randint(0, 7, (4, 6)), torch.tensor([6, 2, 0, 4])
+    cost = torch.zeros((), dtype=torch.float64)
+    for row, length in enumerate(lengths.tolist()):
+        for t in range(length):
+            if t + ahead < length:
+                cost = cost - side.forwards(y[row, t, :4]).log_softmax(-1)[words[row, t + ahead]]
+            if side.backwards is not None and t - behind >= 0:
+                cost = cost - side.backwards(y[row, t, 4:]).log_softmax(-1)[words[row, t - behind]]
+    torch.testing.assert_close(side(y, words, lengths), cost)
+    beyond = torch.arange(6) >= lengths[:, None]
+    torch.testing.assert_close(side(y.masked_fill(beyond[..., None], torch.nan), words, lengths), cost)
+    assert float(side(y[:, :0], words[:, :0], torch.zeros(4)).detach()) == 0
+
+
+def test_rarer_words_than_can_be_told_apart_are_foretold_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("throughtime.layers.foretelling._MOST", 5)
+    side, y, lengths = Foretelling(9, 4), torch.randn(1, 3, 8), torch.tensor([3])
+    assert side.forwards[-1].out_features == 5
+    found = [side(y, torch.tensor([[1, word, 2]]), lengths) for word in (0, 5, 8, 4)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[3])
+    with pytest.raises(ValueError, match="at least 1 step away, not 0"):
+        Foretelling(9, 4, behind=0)

@@ -3,6 +3,7 @@
 from throughtime.layers.characters import CharacterFeatures
 from throughtime.layers.crf import CRF
 from throughtime.layers.dropout import LockedDropout
+from throughtime.layers.foretelling import Foretelling
 from throughtime.layers.pooling import POOLINGS, Pooling
 from throughtime.layers.recurrent import Recurrent
 from throughtime.layers.tokens import TokenFeatures, Tokens
@@ -12,6 +13,7 @@ __all__ = [
     "CRF",
     "POOLINGS",
     "CharacterFeatures",
+    "Foretelling",
     "LockedDropout",
     "Pooling",
     "Recurrent",

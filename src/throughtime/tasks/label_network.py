@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from throughtime.data.spans import may_follow
-from throughtime.layers import CRF, LockedDropout, Pooling, Recurrent, TokenFeatures, Tokens
+from throughtime.layers import CRF, Foretelling, LockedDropout, Pooling, Recurrent, TokenFeatures, Tokens
 
 
 class Tagger(nn.Module):
@@ -32,6 +32,8 @@ class Tagger(nn.Module):
         directions: of ``recurrent``.
         dropout: of the layers' outputs.
         locked: what is dropped of them is so at all steps.
+        foretelling: learns beside the labels what words come; None for labels alone.
+        foretelling_weight: of its cost.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class Tagger(nn.Module):
         directions: int = 1,
         dropout: float = 0.0,
         locked: bool = False,
+        foretelling: Foretelling | None = None,
+        foretelling_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.features = features
@@ -57,6 +61,7 @@ class Tagger(nn.Module):
         self.crf = CRF(len(labels), *may_follow(labels, scheme)) if crf else None
         self.intent = nn.Linear(width, intents) if intents else None
         self.pooling = Pooling(intent_pooling if intents else "max", width, directions)
+        self.foretelling, self.foretelling_weight = foretelling, foretelling_weight
 
     def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """``Tokens -> (scores (B, T, L), intents' scores (B, N) or None)``."""
@@ -64,20 +69,31 @@ class Tagger(nn.Module):
 
     def judge(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same from embedded words (B, T, .)."""
+        return self._judged(self._read(x, lengths), lengths)
+
+    def _read(self, x: Tensor, lengths: Tensor) -> Tensor:
         y, _ = self.recurrent(self.features.spread(x, lengths), lengths=lengths)
-        y = self.dropout(y)  # (B, T, O)
+        return self.dropout(y)  # (B, T, O)
+
+    def _judged(self, y: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         intent = None if self.intent is None else self.intent(self.pooling(y, lengths)[0])
         return self.output(y), intent
 
     def cost(self, tokens: Tokens, labels: Tensor, intents: Tensor | None) -> Tensor:
-        """The sum over sentences of -ln p(labels) and -ln p(intent): labels (B, T), intents (B,)."""
-        scores, intent = self(tokens)
+        """The sum over sentences of -ln p(labels) and -ln p(intent): labels (B, T), intents (B,).
+
+        To it comes what the words cost that are foretold, times its weight.
+        """
+        y = self._read(self.features.embed(tokens), tokens.lengths)
+        scores, intent = self._judged(y, tokens.lengths)
         if self.crf is not None:
             cost = -self.crf.log_likelihood(scores, labels, tokens.lengths).sum()
         else:
             cost = nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="sum")
         if intent is not None and intents is not None:
             cost = cost + nn.functional.cross_entropy(intent, intents, reduction="sum")
+        if self.foretelling is not None:
+            cost = cost + self.foretelling_weight * self.foretelling(y, tokens.words, tokens.lengths)
         return cost
 
     def labels(self, scores: Tensor, lengths: Tensor) -> list[list[int]]:

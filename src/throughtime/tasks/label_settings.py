@@ -10,7 +10,7 @@ from throughtime.data.index import WordIndex
 from throughtime.data.sentences import FORMATS, Columns, Sentence, format_of, read_sentences, width_of_conll
 from throughtime.data.spans import SCHEMES
 from throughtime.errors import UserError
-from throughtime.layers import POOLINGS
+from throughtime.layers import POOLINGS, Foretelling, Recurrent
 from throughtime.tasks.label_network import Tagger
 from throughtime.tasks.reading import ReadingSettings, setting
 
@@ -34,6 +34,9 @@ class Settings(ReadingSettings):
     swap_spans: float = setting(
         0.0, "The chance of a span to give way to another of its kind, in training (Dai & Adel 2020)."
     )
+    language_model_weight: float = setting(
+        0.0, "What it counts, beside the labels, to foretell the words to come and gone, in training (Rei 2017)."
+    )
     intent: bool = setting(False, "Learn the label of the whole sentence too (parallel files).")
     intent_pooling: str = setting("max", f"One vector for the sentence, for its intent: {', '.join(POOLINGS)}.")
 
@@ -47,6 +50,13 @@ class Settings(ReadingSettings):
             raise UserError(f"intent pooling must be one of {', '.join(POOLINGS)}, not {self.intent_pooling!r}")
         if not 0 <= self.swap_spans <= 1:
             raise UserError(f"swap spans must be at least 0 and at most 1, not {self.swap_spans:g}")
+        if not 0 <= self.language_model_weight < float("inf"):
+            raise UserError(f"language model weight must be at least 0, not {self.language_model_weight:g}")
+        if self.language_model_weight and self.bidirectional and self.layers > 1:
+            raise UserError(
+                "in layers over the first, both directions have read the whole sentence, and there is nothing to "
+                "foretell; leave out --language-model-weight or --layers, or read forwards alone (--no-bidirectional)"
+            )
         if self.keep_digit and not self.strip_digit:
             raise UserError("there is no digit to keep; give --strip-digit too")
         if self.segment and (self.keep_digit or self._extra()):
@@ -104,4 +114,16 @@ class Settings(ReadingSettings):
             directions=2 if self.bidirectional else 1,
             dropout=self.dropout,
             locked=self.locked_dropout,
+            foretelling=self._foretelling(index, recurrent) if self.language_model_weight else None,
+            foretelling_weight=self.language_model_weight,
+        )
+
+    def _foretelling(self, index: WordIndex, recurrent: Recurrent) -> Foretelling:
+        beside = self.window // 2  # words to each side that a step sees
+        return Foretelling(
+            len(index.words) + 1,
+            recurrent.output_size // (2 if self.bidirectional else 1),
+            bidirectional=self.bidirectional,
+            ahead=beside + (2 if self.pairs else 1),
+            behind=beside + 1,
         )
