@@ -111,10 +111,23 @@ class Cell(nn.Module):
 
     def _zeros(self, *shape: int) -> Tensor:
         """Zeros where the cell's parameters live, in their precision."""
-        like = next(self.parameters(), None)
+        like = first_parameter(self)
         if like is None:
             return torch.zeros(shape)
         return like.new_zeros(shape)
+
+
+def first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """The first of a module's parameters. `parameters` looks for those that stand twice, and this is asked at every
+    call."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for part in module._modules.values():
+        found = None if part is None else first_parameter(part)
+        if found is not None:
+            return found
+    return None
 
 
 def check_size(size: Any, name: str) -> int:

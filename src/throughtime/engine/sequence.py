@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from throughtime.cells.cell import first_parameter
+
 
 @dataclass(frozen=True)
 class Sequence:
@@ -89,6 +91,9 @@ def check_resets(resets: Any, x: Tensor) -> Tensor | None:
 
 def check_precision(x: Tensor, cell: nn.Module) -> None:
     """Says in our words what PyTorch would say in the middle of a step. Autocast sees to it by itself."""
+    own = first_parameter(cell)
+    if own is not None and own.dtype == x.dtype:
+        return
     own = next((p for p in cell.parameters() if p.is_floating_point()), None)
     if own is None or own.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
         return

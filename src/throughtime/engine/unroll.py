@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from throughtime.cells.cell import Cell
+from throughtime.cells.cell import Cell, first_parameter
 from throughtime.engine.cpu.backend import Offer, run_together
 from throughtime.engine.explain import choose
 from throughtime.engine.sequence import (
@@ -138,7 +138,7 @@ def _choose(
     lengths = check_lengths(lengths, x)
     resets = check_resets(resets, x)
     initial = cell.initial_state(x.shape[0])
-    if next(cell.parameters(), None) is None:
+    if first_parameter(cell) is None:
         initial = map_state(lambda field: field.to(x), initial)
     state = initial if state is None else check_state(state, initial)
     sequence = Sequence(x, state, initial, cell.noise(x.shape[0], x.shape[1]), lengths, resets, reverse)

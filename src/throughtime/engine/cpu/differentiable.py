@@ -95,8 +95,12 @@ def _returned(
     derivatives: Sequence[Tensor | None], shapes: Sequence[torch.Size],
 ) -> list[Tensor | None]:  # fmt: skip
     """The derivatives by the arguments, None by those that need none."""
+    if not any(needs):
+        return [None] * len(needs)
     given = [arguments[0].new_zeros(s) if d is None else d for d, s in zip(derivatives, shapes, strict=True)]
-    made = iter(Returned.apply(task, wanted, needs, *arguments, *kept, *given) if any(needs) else ())
+    # autograd need not know of a way back of which no derivative can be asked
+    call = Returned.apply if torch.is_grad_enabled() or in_transform() else Returned.forward
+    made = iter(call(task, wanted, needs, *arguments, *kept, *given))
     return [next(made) if need else None for need in needs]
 
 

@@ -121,8 +121,12 @@ def build(
         sources.append(source)
     vectors: list[tuple[int, int, int, int]] = []
     sums = 0
-    for (parameter, first), d in adjoint.vectors.items():
-        vectors.append((parameter, first, d.width, sums))
+    for parameter, first in sorted(adjoint.vectors):
+        d = adjoint.vectors[parameter, first]
+        if vectors and vectors[-1][0] == parameter and sum(vectors[-1][1:3]) == first:  # goes on where the last ends
+            vectors[-1] = (parameter, vectors[-1][1], vectors[-1][2] + d.width, vectors[-1][3])
+        else:
+            vectors.append((parameter, first, d.width, sums))
         stores.append(Store(d, Location("sums", sums), add=True))
         sums += d.width
     for name in state_in:

@@ -209,10 +209,11 @@ class Task:
             vector_grads: list[Tensor | None] = [None] * len(vectors)
             total = sums.sum(0)
             for parameter, first, width, column in backward.vectors:
+                part = total[column : column + width]
+                if width != len(vectors[parameter]):
+                    part = torch.nn.functional.pad(part, (first, len(vectors[parameter]) - first - width))
                 known = vector_grads[parameter]
-                grad = torch.zeros_like(vectors[parameter]) if known is None else known
-                grad[first : first + width] += total[column : column + width]
-                vector_grads[parameter] = grad
+                vector_grads[parameter] = part if known is None else known + part
             matrix_grads: list[Tensor | None] = [None] * len(matrices)
             for gradient, result in zip(backward.matrices, results, strict=False):
                 part = result[: gradient.width, : gradient.source_width]
