@@ -405,3 +405,61 @@ def test_sections_make_a_report(tmp_path, name):
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/svg+xml") == len(found) + 1
     assert "http://" not in page.split("base64")[0]
+
+
+def grown(factor):
+    """A network of rectified units that multiply themselves by the factor at each step."""
+    net = tt.Recurrent(lambda i, h: Elman(i, h, activation="relu", identity_init=True), 3, 6)
+    with torch.no_grad():
+        net.forward_cells[0].recurrent.weight.mul_(factor)
+    return net
+
+
+def test_a_report_says_where_a_state_overflows():
+    torch.manual_seed(0)
+    net, x = grown(4.0), torch.randn(1, 120, 3)
+    y, _ = net(x)
+    last = int(y.isfinite().all(-1)[0].sum())
+    assert 20 < last < 110
+    said = {s.title: s.sentences for s in inside_sections(net, x, lambda y: y.sum(-1), text=["a\n"] * 120)}
+    assert said["The state overflows"][0] == f"The state of layer 0 is no longer finite after {last} steps."
+    assert said["Gradients through time"][0].startswith("The gradient explodes: each step back multiplies it by 4,")
+    for view in (gradient_flow, jacobian_spectrum, memory, gates, states):
+        with pytest.raises(ValueError, match=f"the state of layer 0 is no longer finite after {last} steps; look at"):
+            view(net, x)
+    (alone,) = inside_sections(net, x * math.nan)
+    assert alone.title == "The state overflows"
+    assert "What follows" not in alone.sentences[1]
+
+
+def test_what_is_nothing_is_called_so():
+    """No warning of a figure without a scale, no 1e-300, no memory of what never came in."""
+    torch.manual_seed(0)
+    net, x = tt.Recurrent(Elman, 3, 6), 1e6 * torch.randn(1, 40, 3)
+    said = {section.title: section.sentences[0] for section in inside_sections(net, x)}
+    assert said["Gradients through time"] == "No gradient reaches the past at all."
+    step = said["What one step does to a gradient"]
+    assert step == "No gradient passes a step in layer 0: every singular value of its Jacobian is 0."
+    assert said["How long an input is remembered"] == "No input moves the state of layer 0 at all."
+    for scale, found in (("linear", memory(net, x)), ("log", memory(net, 1e-6 * x))):
+        assert found[0].figure().axes[0].get_yscale() == scale
+    (spectrum,) = jacobian_spectrum(net, torch.cat([x[:, :1], 1e-6 * x], dim=1))  # one step that passes nothing
+    assert spectrum.rate > 0  # which is among those that settle
+    (spectrum,) = jacobian_spectrum(net, torch.cat([1e-6 * x, x[:, :1]], dim=1))
+    assert (spectrum.rate, spectrum.lyapunov[0]) == (0, -math.inf)
+    assert spectrum.sentence.endswith("in the long run nothing of it is left.")
+    assert len(spectrum.figure().axes) == 2
+
+
+def test_half_lives_are_those_of_the_steps_whatever_comes_in():
+    torch.manual_seed(0)
+    (result,) = memory(AdditiveMemory(3, 5), torch.randn(1, 60, 3))  # its inputs move it more and less
+    assert np.isinf(result.half_life).all()
+    assert result.sentence.endswith("most units keep more than half of a change all along.")
+    (result,) = memory(linear_elman(torch.eye(1, dtype=DOUBLE) / 2), torch.randn(1, 9, 3, dtype=DOUBLE))
+    assert result.sentence.endswith("half of the units have lost half of a change within 1 step.")
+
+
+def test_fixed_points_are_those_of_a_cell():
+    with pytest.raises(TypeError, match="fixed points are those of a cell, not of Recurrent; give one of its cells"):
+        fixed_points(tt.Recurrent(GRU, 3, 4), torch.zeros(1, 5, 3))

@@ -259,7 +259,7 @@ def test_a_kept_file_that_lacks_something_is_told(tmp_path):
     for lacking in ("moving.2", "about", "network.answer.bias", "drawn"):
         tensors = {name: tensor for name, tensor in training._tensors().items() if name != lacking}
         (tmp_path / "kept").write_bytes(tensor_bytes(order._KIND, tensors))
-        with pytest.raises(UserError, match=rf"kept is not what this study keeps \(see its {lacking}\); move it away or"):
+        with pytest.raises(UserError, match=rf"kept is not what this study keeps \(see its {lacking}\); move it"):
             order.Training(SHORT, tmp_path / "kept")
 
 

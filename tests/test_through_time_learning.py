@@ -452,3 +452,19 @@ def test_initialisation_says_what_it_cannot_do():
         init.chrono_(LSTM(3, 4), 1)
     with pytest.raises(ValueError, match="no eigenvalues"):
         init.spectral_radius_(CATALOGUE["lstm-projected"].make(3, 8), 1.0)
+
+
+@pytest.mark.parametrize("kind", [RTRL, SnAp1])
+def test_rtrl_says_what_it_takes(kind):
+    with pytest.raises(TypeError, match="takes a Cell, not Recurrent; give one layer's cell"):
+        kind(tt.Recurrent(tt.cells.GRU, 3, 4), 2)
+    learner = kind(tt.cells.GRU(3, 4), 2)
+    for shape in ((2, 9, 3), (3, 3), (2, 4), (3,)):
+        with pytest.raises(ValueError, match=r"x must be one step \(B, I\), here \(2, 3\), not"):
+            learner.step(torch.zeros(shape))
+
+
+def test_a_size_is_not_negative():
+    for change in (init.spectral_radius_, init.singular_value_):
+        with pytest.raises(ValueError, match=r"is at least 0, not -0\.5"):
+            change(tt.cells.Elman(3, 4), -0.5)

@@ -36,6 +36,22 @@ def finish(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def log_where_positive(axes: Axes) -> None:
+    """A logarithmic scale of y, where there is something to show on it; without, a word that there is not."""
+    if any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.get_lines()):
+        axes.set_yscale("log")
+    else:
+        axes.text(0.5, 0.5, "0 throughout", transform=axes.transAxes, ha="center")
+
+
+def counted(number: float, what: str) -> str:
+    """
+    >>> counted(1, "step"), counted(2.5, "step")
+    ('1 step', '2.5 steps')
+    """
+    return f"{number:.3g} {what}" + "s" * (number != 1)
+
+
 def legend(axes: Axes) -> None:
     """A legend where there is something to tell apart, small."""
     _, labels = axes.get_legend_handles_labels()

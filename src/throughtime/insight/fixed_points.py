@@ -115,7 +115,12 @@ def fixed_points(
         apart: the distance under which two are one, a share of the state's size.
         seed: of the noise.
         options: passed to `throughtime.unroll`.
+
+    Raises:
+        TypeError: it is no cell.
     """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"fixed points are those of a cell, not of {type(cell).__name__}; give one of its cells")
     with torch.no_grad():
         _, _, states = unroll(cell, x, return_states=True, **{"backend": "reference", **options})
     visited = flatten_state(type(states)(*(field.flatten(0, 1) for field in states)))  # (B * T, S)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from throughtime.cells.cell import Cell
 from throughtime.insight.figures import Array, finish, new_figure
-from throughtime.insight.record import Layer, record_run
+from throughtime.insight.record import Layer, check_finite, record_run
 
 # Squashing functions by the name torch calls them by, and the range they squash into.
 SQUASHING = {"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0)}
@@ -121,6 +121,7 @@ def gates(network: nn.Module, x: Tensor, **options: Any) -> Gates:
     """
     with torch.no_grad():
         _, layers = record_run(network, x, **options)
+        check_finite(layers)
         return Gates(tuple(gate for layer in layers for gate in gates_of(layer, options.get("lengths"))))
 
 

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from throughtime.insight.figures import Array, colour, finish, legend, new_figure
-from throughtime.insight.record import Layer, record_run
+from throughtime.insight.figures import Array, colour, finish, legend, log_where_positive, new_figure
+from throughtime.insight.record import Layer, check_finite, record_run
 
 # A gradient that changes by less than this factor over the lags looked at is said to hold.
 HOLDS_WITHIN = 100.0
@@ -69,12 +69,13 @@ class GradientFlow:
         for n, curve in enumerate(self.curves):
             lags = np.arange(len(curve.norms))
             label = f"{curve.name}: ×{curve.rate:.3g} a step, {curve.verdict}"
-            axes.semilogy(lags, curve.norms, color=colour(n), linewidth=1.5, label=label)
+            axes.plot(lags, curve.norms, color=colour(n), linewidth=1.5, label=label)
             line = _fit(curve.norms)
             if line is not None:
                 slope, intercept, first = line
                 kept = lags[first:]
-                axes.semilogy(kept, np.exp(intercept + slope * kept), color=colour(n), linewidth=0.7, linestyle="--")
+                axes.plot(kept, np.exp(intercept + slope * kept), color=colour(n), linewidth=0.7, linestyle="--")
+        log_where_positive(axes)
         finish(axes, "Gradient of the loss at t by the state at k", "lag t - k, steps", "norm")
         legend(axes)
 
@@ -113,9 +114,11 @@ def gradient_flow(
         options: passed to the network (state, lengths, resets).
 
     Raises:
-        ValueError: the loss is not one number a sequence and step; lengths with cells that run in reverse.
+        ValueError: the loss is not one number a sequence and step; a state is not finite; lengths with cells that run
+            in reverse.
     """
     y, layers = record_run(network, x, **options)
+    check_finite(layers)
     losses = _projection(y) if loss is None else loss(y)
     if losses.shape != x.shape[:2]:
         raise ValueError(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from throughtime.insight.figures import Array, finish, legend, new_figure
-from throughtime.insight.record import Layer, record_run
+from throughtime.insight.record import Layer, check_finite, record_run
 from throughtime.learning.flat import StepFunction, field_slices, flatten_state
 
 AT_ONCE = 2**22  # numbers of Jacobians held at a time
@@ -26,7 +26,7 @@ class JacobianSpectrum:
     name: str
     singular_values: Array  # (T, S), the largest first
     spectral_radius: Array  # (T,)
-    lyapunov: Array  # (S,) exponents a step, the largest first
+    lyapunov: Array  # (S,) exponents a step, the largest first; -inf where nothing is left
 
     @property
     def rate(self) -> float:
@@ -38,9 +38,12 @@ class JacobianSpectrum:
         """What to see in the figure."""
         top = self.singular_values[:, 0]
         where = f" in {self.name}" if self.name else ""
+        if top.max() == 0:
+            return f"No gradient passes a step{where}: every singular value of its Jacobian is 0."
+        long_run = f"it is multiplied by {self.rate:.3g} a step" if self.rate else "nothing of it is left"
         return (
             f"One step stretches a gradient{where} by at most {top.min():.3g} to {top.max():.3g} (the largest singular "
-            f"value); in the long run it is multiplied by {self.rate:.3g} a step."
+            f"value); in the long run {long_run}."
         )
 
     def draw(self, axes: Axes) -> None:
@@ -89,10 +92,11 @@ def jacobian_spectrum(
         options: passed to the network.
 
     Raises:
-        ValueError: no state has such a field.
+        ValueError: no state has such a field, or one is no longer finite.
     """
     with torch.no_grad():
         _, layers = record_run(network, x, **options)
+    check_finite(layers)
     results = []
     for layer in layers:
         slices = field_slices(layer.record.before[0])
@@ -154,7 +158,7 @@ def lyapunov_exponents(jacobians: Iterator[Tensor], steps: int) -> Tensor:
             total = torch.zeros(j.shape[0], dtype=j.dtype, device=j.device)
         q, r = torch.linalg.qr(j @ q)
         if t >= settled:
-            total += r.diagonal().abs().clamp_min(1e-300).log()
+            total += r.diagonal().abs().log()
     assert total is not None
     return (total / (steps - settled)).sort(descending=True).values
 

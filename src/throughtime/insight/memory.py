@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from throughtime.insight.figures import Array, colour, finish, legend, new_figure
+from throughtime.insight.figures import Array, colour, counted, finish, legend, log_where_positive, new_figure
 from throughtime.insight.jacobian import flat_points, layer_jacobians, sliced
-from throughtime.insight.record import record_run
+from throughtime.insight.record import check_finite, record_run
 from throughtime.learning.flat import StepFunction, field_slices
 
 STILL_MOVES = 0.01  # of the largest influence
@@ -25,14 +25,15 @@ class Memory:
     name: str
     influence: Array  # (T,) norm of ds_T / dx_{T - lag}
     by_unit: Array  # (T, S) the same for each number of the state
-    half_life: Array  # (S,) steps until a unit's influence is half its largest; inf where that is not seen
+    half_life: Array  # (S,) steps until a unit keeps half of a change of the state at most; inf where that is not seen
     time_constant: Array  # (S,) steps of a unit's own leak, -1 / log of the mean of ds_t,u/ds_t-1,u; inf from 1 on
     fields: dict[str, slice]
 
     @property
     def reach(self) -> int:
-        """The largest lag at which an input still moves the state by a hundredth of what it can."""
-        return int(np.flatnonzero(self.influence >= STILL_MOVES * self.influence.max())[-1])
+        """The largest lag at which an input still moves the state by a hundredth of what it can; 0 for none at all."""
+        moves = (self.influence >= STILL_MOVES * self.influence.max()) & (self.influence > 0)
+        return int(np.flatnonzero(moves)[-1]) if moves.any() else 0
 
     @property
     def sentence(self) -> str:
@@ -40,21 +41,23 @@ class Memory:
         seen = len(self.influence) - 1
         more = " or more" if self.reach == seen else ""
         where = f"of {self.name} " if self.name else ""
-        finite = self.half_life[np.isfinite(self.half_life)]
+        if not self.influence.any():
+            return f"No input moves the state {where}at all.".replace("  ", " ")
+        median = float(np.median(self.half_life))
         middle = (
-            f"half of the units forget half of it within {np.median(self.half_life):.3g} steps"
-            if len(finite) > len(self.half_life) / 2
-            else "most units keep more than half of it all along"
+            f"half of the units have lost half of a change within {counted(median, 'step')}"
+            if np.isfinite(median)
+            else "most units keep more than half of a change all along"
         )
         return f"An input still moves the state {where}after {self.reach}{more} steps; {middle}."
 
     def figure(self) -> Figure:
         """Influence against lag; half-lives and time constants of the units."""
         figure, (left, right) = new_figure(1, 2, width=9)
-        with np.errstate(divide="ignore"):
-            for n, (field, part) in enumerate(self.fields.items()):
-                norm = np.linalg.norm(self.by_unit[:, part], axis=1)
-                left.semilogy(np.where(norm > 0, norm, np.nan), color=colour(n), label=field)
+        for n, (field, part) in enumerate(self.fields.items()):
+            norm = np.linalg.norm(self.by_unit[:, part], axis=1)
+            left.plot(np.where(norm > 0, norm, np.nan), color=colour(n), label=field)
+        log_where_positive(left)
         left.axhline(STILL_MOVES * self.influence.max(), color="black", linewidth=0.5, linestyle=":")
         left.axvline(self.reach, color="black", linewidth=0.5)
         finish(left, f"Influence of an input on the state {self.name}".strip(), "lag, steps", "norm of ds_T / dx")
@@ -90,8 +93,9 @@ def memory(network: nn.Module, x: Tensor, *, row: int = 0, steps: int = 200, **o
     >>> result.reach, bool(np.isinf(result.half_life).all())
     (19, True)
 
-    The input of a layer is the output of the one below. The time constant of a unit comes from the diagonal of the
-    step's Jacobian, averaged over the sequence: for c of an LSTM that is the forget gate exactly.
+    The input of a layer is the output of the one below. A half-life is of what the steps make of a change of the state,
+    whatever brought it about, as inputs differ in how much they move. The time constant of a unit comes from the
+    diagonal of the step's Jacobian, averaged over the sequence: for c of an LSTM that is the forget gate exactly.
 
     Args:
         network: as in `gradient_flow`.
@@ -102,6 +106,7 @@ def memory(network: nn.Module, x: Tensor, *, row: int = 0, steps: int = 200, **o
     """
     with torch.no_grad():
         _, layers = record_run(network, x, **options)
+    check_finite(layers)
     results = []
     for layer in layers:
         step = StepFunction(layer.cell)
@@ -109,12 +114,14 @@ def memory(network: nn.Module, x: Tensor, *, row: int = 0, steps: int = 200, **o
         jacobians = torch.cat([j.cpu() for j in layer_jacobians(layer, row, steps)])  # (T, S, S)
         count = len(inputs)
         by_unit = torch.zeros(count, step.size, dtype=torch.float64)
+        kept = torch.zeros(count, step.size, dtype=torch.float64)
         back = torch.eye(step.size, dtype=torch.float64)  # ds_T / ds_{T - lag}
         for lag in range(count):
             t = count - 1 - lag
             piece = slice(t, t + 1)
             entry = step.input_jacobian(inputs[piece], flat[piece], sliced(noise, piece))[0]  # (S, I)
             by_unit[lag] = torch.linalg.vector_norm(back @ entry.cpu().double(), dim=1)
+            kept[lag] = torch.linalg.vector_norm(back, dim=1)
             back = back @ jacobians[t].double()
         leak = jacobians.double().diagonal(dim1=1, dim2=2).mean(0)  # (S,)
         tau = torch.where(leak >= 1, torch.inf, -1 / leak.clamp(1e-12, 1 - 1e-12).log())
@@ -124,7 +131,7 @@ def memory(network: nn.Module, x: Tensor, *, row: int = 0, steps: int = 200, **o
                 layer.name,
                 np.linalg.norm(curves, axis=1),
                 curves,
-                _half_life(curves),
+                _half_life(kept.numpy()),
                 tau.numpy(),
                 field_slices(layer.record.before[0]),
             )

@@ -70,6 +70,32 @@ def record_run(network: nn.Module, x: Tensor, **options: Any) -> tuple[Tensor, l
     return y, layers
 
 
+def overflow(layers: list[Layer]) -> tuple[Layer, int] | None:
+    """The layer whose state is no longer finite, and how many steps it took until then; None where all are finite.
+
+    Of several it is the one that got least far; layers above it only inherit what it gives.
+    """
+    found = []
+    for layer in layers:
+        for count, state in enumerate(layer.record.after):
+            if not all(bool(field.isfinite().all()) for field in state):
+                found.append((layer, count))
+                break
+    return min(found, key=lambda one: one[1], default=None)
+
+
+def check_finite(layers: list[Layer]) -> None:
+    """
+    Raises:
+        ValueError: a state is not finite, so that there is nothing to measure in it.
+    """
+    found = overflow(layers)
+    if found is not None:
+        layer, count = found
+        where = f"the state of {layer.name}" if layer.name else "the state"
+        raise ValueError(f"{where} is no longer finite after {count} steps; look at fewer, or smaller weights or input")
+
+
 @contextlib.contextmanager
 def recording(network: nn.Module) -> Iterator[list[Layer]]:
     """While open, every `Recurrent` in the network keeps a record of its cells, on the reference backend.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from throughtime.insight.figures import colour, finish, legend, new_figure, picture
+from throughtime.insight.figures import colour, counted, finish, legend, log_where_positive, new_figure, picture
 from throughtime.insight.gates import gates
 from throughtime.insight.gradient_flow import gradient_flow
 from throughtime.insight.jacobian import jacobian_spectrum
 from throughtime.insight.memory import memory
+from throughtime.insight.record import Layer, overflow, record_run
 from throughtime.insight.report import Section
 from throughtime.insight.states import inside, position_in_line, states
+from throughtime.learning.flat import flatten_state
 
 STEPS = 64  # whose Jacobians are decomposed: the dearest of the views
 SHOWN = 12  # units in the heat map of those that respond
@@ -42,15 +46,26 @@ def inside_sections(
             the line and quotes.
         options: passed to the network.
     """
+    with torch.no_grad():
+        _, layers = record_run(network, x, **options)
+    lost = overflow(layers)
+    sections: list[Section] = []
+    if lost is not None:
+        steps = lost[1]
+        cut = steps > 1 and not options and not any(layer.reverse for layer in layers)
+        sections.append(_overflow_section(*lost, followed=cut))
+        if not cut:
+            return sections
+        x, text, loss = x[:, :steps], text[:steps], None  # the loss is of all steps; a projection will do
     flow = gradient_flow(network, x, loss, **options)
-    sections = [
+    sections.append(
         Section(
             "Gradients through time",
             [flow.sentence, "Solid is measured, dashed the fitted line; a horizontal line is a memory that holds."],
             picture(flow.figure()),
             "Norm of the gradient of the loss by earlier states against the lag",
         )
-    ]
+    )
     for spectrum in jacobian_spectrum(network, x, steps=STEPS, **options):
         sections.append(
             Section(
@@ -90,6 +105,25 @@ def inside_sections(
                     )
                 )
     return sections
+
+
+def _overflow_section(layer: Layer, steps: int, *, followed: bool) -> Section:
+    """How a state grew until it was no number any more."""
+    norms = [float(flatten_state(state).detach().norm(dim=1).max()) for state in layer.record.after[: steps + 1]]
+    figure, (axes,) = new_figure()
+    axes.plot([norm if math.isfinite(norm) else math.nan for norm in norms], color=colour(0))
+    log_where_positive(axes)
+    finish(axes, f"Size of the state of {layer.name or 'the cell'}", "step", "norm")
+    return Section(
+        "The state overflows",
+        [
+            f"The state of {layer.name or 'the cell'} is no longer finite after {counted(steps, 'step')}.",
+            "Try smaller recurrent weights (orthogonal_, spectral_radius_), a cell whose state is bounded, clipping "
+            "and a smaller learning rate." + (" What follows is of the steps before." if followed else ""),
+        ],
+        picture(figure),
+        "Norm of the state over steps",
+    )
 
 
 def course_section(records: Sequence[Mapping[str, Any]]) -> Section | None:

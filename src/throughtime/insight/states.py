@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from throughtime.insight.figures import Array, finish, new_figure
-from throughtime.insight.record import record_run
+from throughtime.insight.record import check_finite, record_run
 from throughtime.learning.flat import flatten_state
 
 
@@ -111,6 +111,7 @@ def states(
     """
     with torch.no_grad():
         _, layers = record_run(network, x, **options)
+    check_finite(layers)
     seen = layers[layer]
     after = seen.record.after[::-1] if seen.reverse else seen.record.after
     name = after[0]._fields[0] if field is None else field

@@ -59,8 +59,11 @@ def spectral_radius_(network: nn.Module, radius: float) -> None:
     """Recurrent matrices are scaled to this spectral radius, the modulus of their largest eigenvalue (Jaeger 2001).
 
     Raises:
-        ValueError: there is no recurrent matrix, or one is not square, or has only zero eigenvalues.
+        ValueError: there is no recurrent matrix, or one is not square, or has only zero eigenvalues; or the radius is
+            below 0.
     """
+    if radius < 0:
+        raise ValueError(f"a spectral radius is at least 0, not {radius:g}")
     for u in _some(network):
         if u.shape[0] != u.shape[1]:
             raise ValueError(f"a matrix of {tuple(u.shape)} has no eigenvalues; use singular_value_")
@@ -76,8 +79,10 @@ def singular_value_(network: nn.Module, value: float) -> None:
     Below 1, the gradient of a network with |f'| <= 1 must vanish; above, it may explode (Pascanu et al. 2013).
 
     Raises:
-        ValueError: there is no recurrent matrix, or one is zero.
+        ValueError: there is no recurrent matrix, or one is zero; or the value is below 0.
     """
+    if value < 0:
+        raise ValueError(f"a singular value is at least 0, not {value:g}")
     for u in _some(network):
         largest = torch.linalg.matrix_norm(u, 2)
         if largest == 0:

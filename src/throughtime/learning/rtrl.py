@@ -41,9 +41,13 @@ class RTRL:
         cell: any `Cell`.
         batch_size: B.
         state: the state before the first step; the cell's initial one unless given (a given one is constant).
+
+    Raises:
+        TypeError: it is no `Cell`.
     """
 
     def __init__(self, cell: Cell, batch_size: int = 1, state: Any = None) -> None:
+        _check_cell(cell)
         self.cell = cell
         self.batch_size = batch_size
         self._step = StepFunction(cell)
@@ -72,8 +76,11 @@ class RTRL:
             resets: (B,) bool; where true, the state and its influence go back to their beginning first.
 
         Raises:
-            ValueError: x needs a gradient: what made it would get that of this step alone.
+            ValueError: x is not (B, I); or it needs a gradient: what made it would get that of this step alone.
         """
+        if x.shape != (self.batch_size, self.cell.input_size):
+            wanted = (self.batch_size, self.cell.input_size)
+            raise ValueError(f"x must be one step (B, I), here {wanted}, not {tuple(x.shape)}")
         if x.requires_grad:
             raise ValueError("x needs a gradient, which only BPTT can give; make its layers part of the cell")
         if resets is not None:
@@ -141,6 +148,7 @@ class SnAp1(RTRL):
     """
 
     def __init__(self, cell: Cell, batch_size: int = 1, state: Any = None) -> None:
+        _check_cell(cell)
         step = StepFunction(cell)
         pattern = _pattern(cell, step)  # (S, P) bool
         self._find_rows(pattern)
@@ -192,6 +200,11 @@ class SnAp1(RTRL):
 
     def _pull(self, grad: Tensor, past: Tensor) -> Tensor:
         return (grad[:, self._rows] * past).sum((0, 2))
+
+
+def _check_cell(cell: Any) -> None:
+    if not isinstance(cell, Cell):
+        raise TypeError(f"real-time recurrent learning takes a Cell, not {type(cell).__name__}; give one layer's cell")
 
 
 def _pattern(cell: Cell, step: StepFunction, points: int = 16) -> Tensor:

@@ -26,7 +26,7 @@ class Settings(ReadingSettings):
     word_column: int = setting(0, "The column of words, counted from 1 (from the end: -1); by default the format's.")
     label_column: int = setting(0, "The column of labels; by default the format's.")
     strip_digit: bool = setting(False, "Each word ends in a digit that is not its own (WeiboNER).")
-    extra_columns: str = setting("", "Further columns that are embedded beside the word, by comma: 2,3.")
+    extra_columns: str = setting("", "Further columns, embedded beside the word by 20 numbers each, by comma: 2,3.")
     keep_digit: bool = setting(False, "Embed the digit that --strip-digit takes off, as a further column.")
     segment: bool = setting(False, "Learn where words begin and end: label the characters of the file's words B M E S.")
     scheme: str = setting("auto", f"How spans are spelled for the model: auto (as in the file), {', '.join(SCHEMES)}.")
