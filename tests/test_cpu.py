@@ -482,13 +482,16 @@ def test_where_other_processes_hold_the_cores_threads_do_not_meet(monkeypatch, t
     run = engine_threads.run
     monkeypatch.setattr(engine_threads, "run", lambda works: (teams.append(works[0].hands), run(works)))
     alone = tt.unroll(cell, x, state)[0]
-    crowd.seen(0.0, 1e-3)
+    crowd.seen(0.0, 0.04)
+    crowd.seen(0.01, 0.01)  # a long wait, but not of the time of both
+    assert not crowd.here()
     for _ in range(3):
-        crowd.seen(2e-3, 4e-3)
+        crowd.seen(0.01, 0.04)
+        crowd.seen(0.01, 0.02)
     assert crowd.here()
     assert crowd.rest == pytest.approx(4 * LEAST_REST)
     assert engine_threads.hands_to_meet() == 1
     assert torch.equal(tt.unroll(cell, x, state)[0], alone)
-    crowd.seen(1e-4, 1e-3)
+    crowd.seen(0.01, 0.06)
     assert not crowd.here()
     assert teams == [2, 1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from throughtime.engine.cpu import threads
 from throughtime.engine.cpu.emit import Target
 from throughtime.engine.cpu.gemm import most_rows, panel_width, provide_gemm
-from throughtime.engine.cpu.lower import GROUPS, Layout, Words, new_module, rounded, write_backward, write_forward
+from throughtime.engine.cpu.lower import Layout, Words, new_module, rounded, write_backward, write_forward
 from throughtime.engine.cpu.machine import assemble, target_for
 from throughtime.engine.cpu.program import Program
 
@@ -56,7 +56,6 @@ class Rows:
     order: Tensor  # (B,) int64
     steps: int
     reverse: bool
-    real: int  # steps in all
 
 
 @functools.lru_cache(maxsize=64)
@@ -66,9 +65,9 @@ def equal_rows(batch: int, steps: int) -> tuple[Tensor, Tensor]:
 
 def rows_of(batch: int, steps: int, lengths: Tensor | None, reverse: bool) -> Rows:
     if lengths is None:
-        return Rows(*equal_rows(batch, steps), steps, reverse, batch * steps)
+        return Rows(*equal_rows(batch, steps), steps, reverse)
     lengths = lengths.to(torch.int64).contiguous()
-    return Rows(lengths, torch.argsort(lengths, descending=True, stable=True), steps, reverse, int(lengths.sum()))
+    return Rows(lengths, torch.argsort(lengths, descending=True, stable=True), steps, reverse)
 
 
 Placed = tuple[int, int, int]  # address, distance of sequences, distance of steps
@@ -95,7 +94,7 @@ class Launch:
     placed: dict[str, Placed]
     vectors: list[Tensor]
     matrices: list[Tensor]
-    gradients: list[Tensor]  # of each group of sequences in turn; those of the first are the results
+    gradients: list[Tensor]
     alive: list[Tensor]  # what ``placed`` has the addresses of
 
 
@@ -133,7 +132,6 @@ def _words_of(launch: Launch, hands: int, space: int) -> tuple[ctypes.Array, int
     words[Words.SHARED], words[Words.STEPS], words[Words.ROWS] = int(shared), steps, batch
     words[Words.ORDER], words[Words.LENGTHS] = rows.order.data_ptr(), rows.lengths.data_ptr()
     words[Words.BLOCK], words[Words.REVERSE] = block, int(rows.reverse)
-    words[Words.GROUPS] = len(launch.gradients) // len(layout.gradients) if layout.gradients else 1
     words[Words.SCRATCH] = base
     place = Words.HEAD
     for name in layout.outside:
@@ -210,17 +208,10 @@ def _little_work(layout: Layout, batch: int) -> bool:
     return batch * layout.row_scratch < 512
 
 
-def gradient_buffers(kernels: Kernels, rows: Rows, dtype: torch.dtype) -> list[Tensor]:
-    """Room for each matrix gradient, padded to whole tiles: of one group of sequences after the other.
-
-    There are groups where each thread has sequences of its own and these are long enough, beside the gradients, for it
-    to matter where they are read from; whatever the number of threads.
-    """
+def gradient_buffers(kernels: Kernels, dtype: torch.dtype) -> list[Tensor]:
+    """Room for each matrix gradient, padded to whole tiles."""
     backward = kernels.program.backward
     assert backward is not None
     panel, tile = panel_width(kernels.target), most_rows(kernels.target)
     shapes = [(rounded(g.width, tile), rounded(g.source_width, panel)) for g in backward.matrices]
-    read = rows.real * sum(height + width for height, width in shapes)
-    made = sum(height * width for height, width in shapes)
-    apart = rows.lengths.shape[0] >= ROWS_TO_SHARE * GROUPS and read > 4 * made
-    return [torch.empty(shape, dtype=dtype, device="cpu") for shape in shapes * (GROUPS if apart else 1)]
+    return [torch.empty(shape, dtype=dtype, device="cpu") for shape in shapes]

@@ -25,14 +25,13 @@ from throughtime.engine.cpu.vectormath import constant, pointwise
 class Words:
     """Places in the head of a kernel's array of words."""
 
-    KERNEL, MEETING, SHARED, STEPS, ROWS, ORDER, LENGTHS, SCRATCH, BLOCK, REVERSE, GROUPS = range(11)
-    HEAD = 11
+    KERNEL, MEETING, SHARED, STEPS, ROWS, ORDER, LENGTHS, SCRATCH, BLOCK, REVERSE = range(10)
+    HEAD = 10
 
 
 GRADIENT_DEPTH = 240  # rows (sequence, step) that are packed for one pass over a matrix gradient
 GRADIENT_ROWS = 256  # most rows of one pass over an input gradient
 ROWS_AT_ONCE = 8  # of them that are packed together, one tile of columns after another
-GROUPS = 2  # most groups of sequences whose parts of the matrix gradients are summed apart
 
 
 @dataclass
@@ -58,12 +57,12 @@ class Layout:
     def pack_word(self, pack: tuple[int, bool]) -> int:
         return self.vector_word(self.vectors) + 3 * self.packs.index(pack)
 
-    def gradient_word(self, number: int, group: int = 0) -> int:
-        return self.vector_word(self.vectors) + 3 * len(self.packs) + group * len(self.gradients) + number
+    def gradient_word(self, number: int) -> int:
+        return self.vector_word(self.vectors) + 3 * len(self.packs) + number
 
     @property
     def words(self) -> int:
-        return self.gradient_word(0, GROUPS)
+        return self.gradient_word(len(self.gradients))
 
 
 def rounded(width: int, multiple: int) -> int:
@@ -708,46 +707,24 @@ def _by_derivative(backward: Backward) -> dict[int, list[MatrixGradient]]:
 
 
 def _matrix_gradients(k: Kernel, backward: Backward) -> None:
-    """Sums over batch and time of derivative^T source.
+    """Sums over batch and time of derivative^T source: rows are packed, and each thread has its part of the result.
 
-    Sequences are summed in groups and these added at the end, so that threads read what they have made themselves: a
-    group is every second sequence, as those of a thread are where there are two. How many groups there are does not
-    depend on the number of threads; nor, then, does the order of the sum.
+    The order of the sum is by sequence, then by time, whatever the threads.
     """
-    f = k.f
-    groups = k.word(Words.GROUPS)
-    teams = f.select(f.compare("eq", f.mod(k.hands, groups), 0), groups, 1)
-    member, members = f.div("%number", teams), f.div(k.hands, teams)
-    with f.loop(f.mod("%number", teams), groups, teams) as group:
-        for gradients in _by_derivative(backward).values():
-            _sum_of_group(k, gradients, group, groups, member, members)
-    with f.when(f.compare("sgt", groups, 1)):
-        k.meet_all()
-        with f.loop("1", groups) as group:
-            for gradient in backward.matrices:
-                _add_group(k, gradient, group)
+    for gradients in _by_derivative(backward).values():
+        _gradients_of_derivative(k, gradients)
 
 
-def _gradient_of(k: Kernel, gradient: MatrixGradient, group: str) -> str:
-    """The address of a group's part; that of group 0 is the result."""
-    f, first = k.f, k.layout.gradient_word(k.layout.gradients.index(gradient))
-    word = f.at("%words", f.add(f.mul(group, len(k.layout.gradients)), first), "i64")
-    return f.let(f"inttoptr i64 {f.let(f'load i64, ptr {word}')} to ptr")
-
-
-def _sum_of_group(
-    k: Kernel, gradients: list[MatrixGradient], group: str, groups: str, member: str, members: str
-) -> None:
-    """One group's part of gradients that share a derivative: rows are packed, by sequence and by time, and each member
-    of a team of threads has its tiles of the result."""
+def _gradients_of_derivative(k: Kernel, gradients: list[MatrixGradient]) -> None:
+    """Matrix gradients that share a derivative."""
     f, t = k.f, k.t
     panel, tile = panel_width(t), most_rows(t)
     # whole registers are moved: what is too much of one row, the next one overwrites
     wide = f"<{1 << (tile - 1).bit_length()} x {t.real}>"
     width, column = gradients[0].width, gradients[0].column
     tiles = -(-width // tile)
-    first = f.div(f.mul(member, tiles), members)
-    last = f.div(f.mul(f.add(member, 1), tiles), members)
+    first = f.div(f.mul("%number", tiles), k.hands)
+    last = f.div(f.mul(f.add("%number", 1), tiles), k.hands)
     a_base = k.thread_base  # for each tile of columns, GRADIENT_DEPTH times ``tile`` numbers, and a vector to spare
     a_tile = GRADIENT_DEPTH * tile + t.lanes
     b_base = f.at(a_base, tiles * a_tile)
@@ -755,7 +732,7 @@ def _sum_of_group(
     f.set(fill, "i64", "0")
     begun = f.slot("i64")  # whether the result has a first part
     f.set(begun, "i64", "0")
-    results = [_gradient_of(k, gradient, group) for gradient in gradients]
+    results = [k.pointer(k.layout.gradient_word(k.layout.gradients.index(gradient))) for gradient in gradients]
 
     def flush() -> None:
         depth = f.get(fill, "i64")
@@ -777,8 +754,7 @@ def _sum_of_group(
         f.set(fill, "i64", "0")
         f.set(begun, "i64", "1")
 
-    with f.loop(group, k.rows, groups) as r:
-        b = f.let(f"load i64, ptr {f.at(k.order, r, 'i64')}")
+    with f.loop("0", k.rows) as b:
         length = k.length(b)
         time = f.slot("i64", "0")
         f.set(time, "i64", "0")
@@ -807,18 +783,6 @@ def _sum_of_group(
     # what is left; without any row at all, zeros
     with f.when(f.compare("sle", f.get(begun, "i64"), f.get(fill, "i64"))):
         flush()
-
-
-def _add_group(k: Kernel, gradient: MatrixGradient, group: str) -> None:
-    """Adds a group's part to the result; threads split its vectors."""
-    f, lanes = k.f, k.t.lanes
-    to, part = _gradient_of(k, gradient, "0"), _gradient_of(k, gradient, group)
-    vectors = rounded(gradient.width, most_rows(k.t)) * rounded(gradient.source_width, panel_width(k.t)) // lanes
-    first = f.mul(f.div(f.mul("%number", vectors), k.hands), lanes)
-    last = f.mul(f.div(f.mul(f.add("%number", 1), vectors), k.hands), lanes)
-    with f.loop(first, last, lanes) as place:
-        address = f.at(to, place)
-        f.vstore(pointwise(f, "add", [f.vload(address), f.vload(f.at(part, place))]), address)
 
 
 def _pack_row(k: Kernel, source: str, width: int, destination: str) -> None:

@@ -201,7 +201,7 @@ class Task:
         placed["derivatives"] = (spare.data_ptr(), stride, backward.derivatives)
         sums = x.new_zeros(batch, backward.sums)
         placed["sums"] = by_sequence(sums)
-        results = gradient_buffers(kernels, self.rows, x.dtype)
+        results = gradient_buffers(kernels, x.dtype)
         alive = [*inputs.values(), *kept, *hold, *firsts, *grads.values(), spare, sums]
         launch = Launch(kernels.backward, kernels.backward_layout, self.rows, placed, vectors, matrices, results, alive)
 
@@ -215,7 +215,7 @@ class Task:
                 known = vector_grads[parameter]
                 vector_grads[parameter] = part if known is None else known + part
             matrix_grads: list[Tensor | None] = [None] * len(matrices)
-            for gradient, result in zip(backward.matrices, results, strict=False):
+            for gradient, result in zip(backward.matrices, results, strict=True):
                 part = result[: gradient.width, : gradient.source_width]
                 known = matrix_grads[gradient.matrix]
                 matrix_grads[gradient.matrix] = part if known is None else known + part

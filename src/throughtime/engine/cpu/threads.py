@@ -29,6 +29,7 @@ LINE = 8  # words of a cache line
 ARRIVED, ROUND, SLEEPERS, SLEPT, OVERSLEPT = 0, LINE, 2 * LINE, 2 * LINE + 1, 2 * LINE + 2
 SLEEP = 500_000  # nanoseconds after which a sleeping thread looks again
 WAITED = 0.25  # of a run's time before and in such sleeps: somebody else has the cores
+JUDGED = 0.05  # seconds of runs that are judged together
 LEAST_REST, LONGEST_REST = 0.1, 4.0  # seconds without meetings then; twice as long each time that it was no good
 MEETING_WORDS = 3 * LINE
 
@@ -68,20 +69,27 @@ class Crowd:
 
     Threads that meet after every statement of every step all wait for the one that has lost its core, and two that each
     have half of one are seldom there together. So for a while after that was seen, one thread does the work, and takes
-    as long as its share of a core says.
+    as long as its share of a core says. One long wait in a short run is no crowd: runs are judged together, until they
+    have taken `JUDGED` seconds.
     """
 
     def __init__(self) -> None:
-        self.until = self.rest = 0.0  # seconds
+        self.until = 0.0
+        self.rest = 0.0
+        self.waited = self.ran = 0.0  # seconds, of the runs to be judged
 
     def here(self) -> bool:
         return time.monotonic() < self.until
 
     def seen(self, waited: float, seconds: float) -> None:
         """Takes note of a run with meetings: for how long a thread waited before and in its sleeps, of how long."""
-        crowded = waited > WAITED * seconds
+        self.waited, self.ran = self.waited + waited, self.ran + seconds
+        if self.ran < JUDGED:
+            return
+        crowded = self.waited > WAITED * self.ran
         self.rest = min(LONGEST_REST, max(LEAST_REST, 2 * self.rest, 4 * seconds)) if crowded else 0.0
         self.until = time.monotonic() + self.rest
+        self.waited = self.ran = 0.0
 
 
 crowd = Crowd()
