@@ -176,6 +176,16 @@ def test_study_goes_on_where_it_stopped(tmp_path):
         run.read_outcomes(results)
 
 
+def test_the_figure_says_where_seeds_differ():
+    outcomes = [
+        run.Outcome("gru", "parity", 9, seed, QUICK, 5, 40, 1.0, 1.0, score, 0.5, 0.5, score == 1, "steps")
+        for seed, score in ((1, 1.0), (2, 1.0), (3, 0.5))
+    ]
+    for seeds, said in ((3, "100% (2 of 3)"), (2, "100%")):
+        axes = run.figure(outcomes[:seeds]).axes[0]
+        assert [text.get_text() for text in axes.texts] == [said]
+
+
 def test_a_budget_is_shared_among_the_cases_left(tmp_path):
     settings = run.Settings(hidden=4, steps=10**9, check=10**9)
     shares = []

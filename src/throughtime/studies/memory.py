@@ -399,7 +399,10 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def figure(outcomes: Sequence[Outcome]) -> Figure:
-    """For each task cells against lengths: how far from chance to solved, the median over seeds."""
+    """For each task cells against lengths: how far from chance to solved, the median over seeds.
+
+    Where some seeds solved it and others did not, how many did stands beside it.
+    """
     rows = summary(outcomes)
     tasks = list(dict.fromkeys(row.task for row in rows))
     cells = list(dict.fromkeys(row.cell for row in rows))
@@ -409,15 +412,17 @@ def figure(outcomes: Sequence[Outcome]) -> Figure:
     for task, place in zip(tasks, axes, strict=False):
         lengths = sorted({row.length for row in rows if row.task == task})
         grid = np.full((len(cells), len(lengths)), np.nan)
+        parted = {}  # places where seeds differ
         for row in rows:
             if row.task == task:
-                grid[cells.index(row.cell), lengths.index(row.length)] = _way(row)
+                at = (cells.index(row.cell), lengths.index(row.length))
+                grid[at] = _way(row)
+                parted[at] = f" ({row.solved} of {row.runs})" if 0 < row.solved < row.runs else ""
         place.imshow(grid, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         for (y, x), value in np.ndenumerate(grid):
             if np.isfinite(value):
-                place.text(
-                    x, y, f"{value:.0%}", ha="center", va="center", fontsize=7, color="k" if value > 0.6 else "w"
-                )
+                said = f"{value:.0%}{parted[y, x]}"
+                place.text(x, y, said, ha="center", va="center", fontsize=7, color="k" if value > 0.6 else "w")
         place.set_yticks(range(len(cells)), cells, fontsize=7)
         place.set_xticks(range(len(lengths)), [str(n) for n in lengths], fontsize=7)
         place.set_title(task, fontsize=9, loc="left")

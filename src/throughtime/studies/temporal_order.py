@@ -193,9 +193,7 @@ class Training:
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if wanted != found:
             name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-            raise UserError(
-                f"{path} is not what this study keeps (see its {name}); move it away or name another --out"
-            )
+            raise UserError(f"{path} is not what this study keeps (see its {name}); move it away or name another --out")
         fill(self.network, {name[8:]: tensors[name] for name in tensors if name.startswith("network.")}, path)
         self.moving = [tensors[f"moving.{n}"] for n in range(len(self.moving))]
         self.drawn.set_state(tensors["drawn"])
