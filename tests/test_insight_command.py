@@ -8,7 +8,7 @@ import torch
 from reading_cases import put_conll, put_parallel, trips
 from throughtime.cli import inspect as command
 from throughtime.errors import UserError
-from throughtime.learning import Training
+from throughtime.learning import Training, save_model
 from throughtime.tasks import classify, label, language
 from throughtime.tasks.language import Settings
 from throughtime.tasks.reading_inside import Steps, along_labelled
@@ -39,6 +39,22 @@ def test_what_cannot_be_read_is_told(run, tmp_path):
             command.inspect(run, tmp_path / name)
     with pytest.raises(UserError):
         command.inspect(tmp_path / "nowhere")
+
+
+def test_a_model_that_cannot_write_is_looked_into_along_a_text(tmp_path):
+    (tmp_path / "text.txt").write_text("He left.\n" * 300, encoding="utf-8")
+    settings = Settings(cell="irnn", hidden=8, layers=1, valid_units=100)
+    model = language.train(tmp_path / "text.txt", tmp_path / "run", settings, Training(steps=1))
+    with torch.no_grad():
+        dict(model.network.named_parameters())["recurrent.forward_cells.0.recurrent.weight"].mul_(1e4)
+    save_model(tmp_path / "run", model.network)
+    with pytest.raises(
+        UserError, match=r"the model cannot write what to look along \(.*\); give it a text with --text"
+    ):
+        command.inspect(tmp_path / "run", length=30)
+    command.inspect(tmp_path / "run", tmp_path / "text.txt", length=30)
+    page = (tmp_path / "run" / "inside.html").read_text(encoding="utf-8")
+    assert "The state of layer 0 is no longer finite after" in page
 
 
 @pytest.fixture(scope="module")

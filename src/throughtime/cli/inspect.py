@@ -96,7 +96,12 @@ def _language(
         raise UserError(f"{run} is a run of 'language', which reads a text: give it with --text")
     model = language.load(run)
     if text is None:
-        read = "".join(model.generate(length=length + 1))
+        try:
+            read = "".join(model.generate(length=length + 1))
+        except UserError as error:
+            raise UserError(
+                f"the model cannot write what to look along ({error}); give it a text with --text"
+            ) from error
     else:
         try:
             with open(text, encoding="utf-8") as file:
