@@ -51,7 +51,8 @@ def test_recipes_are_run_once_and_told(tmp_path: Path, run: Run) -> None:
         put_parallel(tmp_path / "data" / "trips" / part, trips(10, seed))
     folder = tmp_path / "recipes"
     folder.mkdir()
-    (folder / "trips.toml").write_text(RECIPE, encoding="utf-8")
+    each = RECIPE.replace('published = "none"', 'published = { f1 = "12.34" }')
+    (folder / "trips.toml").write_text(each, encoding="utf-8")
     (folder / "other.toml").write_text(RECIPE.replace("trips/", "none/").replace("Trips", "Other"), encoding="utf-8")
     page = tmp_path / "docs" / "results.md"
     call = [
@@ -71,7 +72,9 @@ def test_recipes_are_run_once_and_told(tmp_path: Path, run: Run) -> None:
     assert "trips, seed 2: f1 " in ended.out
     told = page.read_text(encoding="utf-8")
     assert "| Trips | f1 | " in told
+    assert "| 50.0 | 12.34 |" in told
     assert "| Other | f1 | not run: none/train" in told
+    assert "| 50.0 | none |" in told
     assert "throughtime train label --data DATA/trips/train --valid DATA/trips/valid --hidden 6" in told
     before = (tmp_path / "runs" / "trips" / "seed-1" / "model.safetensors").stat().st_mtime_ns
     again = run(*call, "--seeds", 2)
@@ -89,6 +92,7 @@ def test_recipes_are_run_once_and_told(tmp_path: Path, run: Run) -> None:
         (('title = "Trips"', 'name = "Trips"'), "'name' is nothing that a recipe has"),
         (('title = "Trips"', ""), "no 'title' in it"),
         (("title =", "title"), "no recipe: "),
+        (('published = "none"', 'published = { accuracy = "1" }'), "'published' names other measures than 'bars'"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_told(tmp_path: Path, run: Run, change: tuple[str, str], told: str) -> None:

@@ -37,7 +37,7 @@ class Recipe:
     train: str  # relative to the folder of data, as the others
     test: str
     bars: Mapping[str, float]  # measure and figure, in per cent
-    published: str
+    published: str | Mapping[str, str]  # what others reached: of every measure, or of each
     settings: Mapping[str, Any]
     training: Mapping[str, Any]
     valid: str | None = None
@@ -111,6 +111,11 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{path}: no {absent[0]!r} in it")
     if content["job"] not in JOBS:
         raise UserError(f"{path}: job {content['job']!r} is unknown; choose one of {', '.join(JOBS)}")
+    published = content["published"]
+    if not isinstance(published, str) and set(published) != set(content["bars"]):
+        raise UserError(
+            f"{path}: 'published' names other measures than 'bars'; give each bar its own, or one text for all"
+        )
     known = {field.name for field in dataclasses.fields(JOBS[content["job"]].Settings)}
     for table, names in (("settings", known), ("training", {f.name for f in dataclasses.fields(Training)})):
         for name in content.get(table, {}):
@@ -133,14 +138,15 @@ def page(rows: Sequence[tuple[Recipe, Sequence[Mapping[str, Any]], str]]) -> str
     for recipe, results, reason in rows:
         for measure, bar in recipe.bars.items():
             name = measure.replace("_", " ")
+            published = recipe.published if isinstance(recipe.published, str) else recipe.published[measure]
             if not results:
-                lines.append(f"| {recipe.title} | {name} | not run: {reason} | {bar} | {recipe.published} | | |")
+                lines.append(f"| {recipe.title} | {name} | not run: {reason} | {bar} | {published} | | |")
                 continue
             values = [result[measure] for result in results]
             minutes = statistics.mean(result["seconds"] for result in results) / 60
             spread = f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
             lines.append(
-                f"| {recipe.title} | {name} | {spread} | {bar} | {recipe.published} | {minutes:.1f} | {len(values)} |"
+                f"| {recipe.title} | {name} | {spread} | {bar} | {published} | {minutes:.1f} | {len(values)} |"
             )
     lines += ["", "## Commands", ""]
     for recipe, _, _ in rows:
