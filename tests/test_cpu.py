@@ -14,7 +14,7 @@ from torch import nn
 
 import throughtime as tt
 from cases import CELLS, gradients, make_cell, random_state
-from throughtime.engine.cpu import adjoint, graph, machine
+from throughtime.engine.cpu import adjoint, graph, machine, pages
 from throughtime.engine.cpu import threads as engine_threads
 from throughtime.engine.cpu.complex_numbers import real_parts
 from throughtime.engine.cpu.threads import LEAST_REST, Crowd
@@ -337,6 +337,56 @@ def test_kernels_do_not_keep_a_cell_alive():
     del cell
     gc.collect()
     assert alive() is None
+
+
+# memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is used again on Linux")
+def test_memory_is_used_again_and_no_more_is_kept_than_was_in_use(monkeypatch):
+    store = pages.Store()
+    monkeypatch.setattr(pages, "store", store)
+    like, rows = torch.zeros((), dtype=torch.double), pages.LARGE // 8
+    one, other = (pages.used_again(like, 2, rows) for _ in range(2))
+    one.fill_(1.0), other.fill_(2.0)
+    assert (one == 1).all()
+    assert not store.free
+    place, part = one.data_ptr(), other[1]
+    del one, other
+    assert len(store.free) == 1  # the other has a part in use
+    again = pages.used_again(like, rows + 3)
+    assert again.data_ptr() == place
+    assert again.shape == (rows + 3,)
+    assert (part == 2).all()
+    del again, part
+    larger = pages.used_again(like, 3, rows)  # nothing fits, so two make room
+    assert not store.free
+    del larger
+    assert [len(m) for m in store.free] == [24 * rows]
+    small = pages.used_again(like, 7)
+    assert small.untyped_storage().resizable()  # PyTorch's own
+    monkeypatch.setattr(pages, "KEPT", 8 * rows)
+    del store.free[:]
+    made = pages.used_again(like, 2, rows)
+    del made
+    assert not store.free
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is used again on Linux")
+def test_what_is_kept_for_a_way_back_is_not_given_out_before_it(monkeypatch):
+    monkeypatch.setattr(pages, "LARGE", 1)
+    cell, x, state = case("lstm", 5, 12)
+
+    def run(backend):
+        own = x.clone().requires_grad_()
+        return own, [tt.unroll(cell, scale * own, state, backend=backend)[0] for scale in (1, 2, 3)]
+
+    results = []
+    for backend in ("cpu", "reference"):
+        own, ys = run(backend)
+        results.append([torch.autograd.grad(y.square().sum(), own, retain_graph=True)[0] for y in (*ys[::-1], *ys)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 # threads, forks, the cache

@@ -1,7 +1,8 @@
-"""Large pages for large buffers.
+"""Memory for large buffers: in large pages, and used again.
 
-A buffer of many megabytes is new to the process at each call, and the system hands it out page by page as it is first
-touched: 512 times for what one large page holds. Linux gives large pages to those who ask.
+The system hands out memory page by page as it is first touched, and clears each: a buffer of many megabytes that is new
+at each call costs a tenth of the work done in it. Linux gives large pages, 512 in one, to those who ask; and what the
+engine alone has used is kept for its next call, as much as was in use at one time and no more than `KEPT` bytes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import ctypes
 import functools
 import mmap
 import sys
+import threading
+import weakref
 
+import torch
 from torch import Tensor
 
 LARGE = 4 << 20  # bytes from which asking pays
+KEPT = 512 << 20  # bytes that are kept for later at most
 _MADV_HUGEPAGE = 14
 
 
@@ -33,3 +38,60 @@ def in_large_pages(tensor: Tensor) -> Tensor:
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         advise(start, tensor.data_ptr() + size - start, _MADV_HUGEPAGE)  # a system without them says no, which is well
     return tensor
+
+
+def used_again(like: Tensor, *shape: int) -> Tensor:
+    """A tensor that nobody has written to, of the kind of ``like``, for the engine's own use.
+
+    Once it is gone, wherever that is, its memory is kept for the next one. Not for what callers are given: such memory
+    cannot be made larger.
+    """
+    count = torch.Size(shape).numel()
+    size = count * like.element_size()
+    if size < LARGE or sys.platform != "linux":
+        return like.new_empty(shape)
+    tensor = torch.frombuffer(store.take(size), dtype=like.dtype, count=count).view(shape)
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if fill and torch.are_deterministic_algorithms_enabled():
+        tensor.fill_(torch.nan)  # as in memory that PyTorch gives out
+    return tensor
+
+
+class Store:
+    """Memory that was given back, and is given out again."""
+
+    def __init__(self) -> None:
+        self.free: list[mmap.mmap] = []  # the latest last
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> ctypes.Array:
+        """So many bytes; they come back by themselves when nothing refers to them any more."""
+        with self._lock:
+            memory = self._fitting(size)
+            if memory is None:
+                self._release(size)
+                memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        taken = (ctypes.c_byte * size).from_buffer(memory)
+        weakref.finalize(taken, self._back, memory).atexit = False
+        return taken
+
+    def _fitting(self, size: int) -> mmap.mmap | None:
+        """The smallest that is free and large enough, unless it is more than twice as large."""
+        fitting = min((m for m in self.free if size <= len(m) <= 2 * size), key=len, default=None)
+        if fitting is not None:
+            self.free.remove(fitting)
+        return fitting
+
+    def _release(self, size: int) -> None:
+        """Lets go of as much as is to be made anew: so there is never more than was in use at one time."""
+        while self.free and size > 0:
+            size -= len(self.free.pop(0))
+
+    def _back(self, memory: mmap.mmap) -> None:
+        """Called wherever the last reference goes, maybe within `take`: so it waits for nobody."""
+        if sum(map(len, self.free)) + len(memory) <= KEPT:
+            self.free.append(memory)
+
+
+store = Store()

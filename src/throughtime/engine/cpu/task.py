@@ -27,7 +27,7 @@ from throughtime.engine.cpu.kernels import (
     run,
 )
 from throughtime.engine.cpu.once import one_at_a_time
-from throughtime.engine.cpu.pages import in_large_pages
+from throughtime.engine.cpu.pages import in_large_pages, used_again
 from throughtime.engine.cpu.program import Program, build
 from throughtime.engine.cpu.trace import Step
 from throughtime.engine.sequence import Sequence as Steps
@@ -156,11 +156,11 @@ class Task:
         for name, first, final in zip(self.fields, state, finals, strict=True):
             placed[f"first.{name}"], placed[f"final.{name}"] = by_sequence(first), by_sequence(final)
             if forward.keeps_states:
-                path = _made(x, False, batch, steps + 1, first.shape[1])
+                path = used_again(x, batch, steps + 1, first.shape[1])
                 self._place_path(placed, name, path)
                 kept.append(path)
         if forward.keeps_states:
-            kept.append(_made(x, False, batch, steps, forward.saved))
+            kept.append(used_again(x, batch, steps, forward.saved))
             placed["saved"] = by_step(kept[-1])
         alive = [*inputs.values(), *state, *outputs, *finals, *kept]
         launch = Launch(kernels.forward, kernels.forward_layout, self.rows, placed, vectors, matrices, [], alive)
@@ -196,7 +196,7 @@ class Task:
         grads = {name: _made(x, ragged, batch, steps, inputs[name].shape[2]) for name in backward.inputs}
         placed |= {f"grad.{name}": by_step(grad) for name, grad in grads.items()}
         # rows are read in tiles, a few numbers past their end
-        spare = _made(x, False, batch * steps * backward.derivatives + 64)
+        spare = used_again(x, batch * steps * backward.derivatives + 64)
         stride = steps * backward.derivatives
         placed["derivatives"] = (spare.data_ptr(), stride, backward.derivatives)
         sums = x.new_zeros(batch, backward.sums)
