@@ -189,7 +189,7 @@ def test_the_graph_is_the_step_and_its_adjoint_the_derivative(name):
     for name_, node in made_adjoint.inputs.items():
         close(value(node).expand_as(by_leaf[name_]), by_leaf[name_])
     total = [torch.zeros_like(row) for row in rows]
-    for (number, first), node in made_adjoint.vectors.items():
+    for (number, first, _), node in made_adjoint.vectors.items():
         total[number][first : first + node.width] += value(node).sum(0)
     for number, row in enumerate(total):
         close(row, by_leaf[number])
@@ -524,9 +524,10 @@ def test_a_cell_may_keep_masks_and_counts():
     close(ours, theirs)
 
 
-def test_where_other_processes_hold_the_cores_threads_do_not_meet(monkeypatch, threads):
+@pytest.mark.parametrize("batch", [2, 9])  # columns split, rows dealt out
+def test_where_other_processes_hold_the_cores_threads_do_not_meet(batch, monkeypatch, threads):
     threads(2)
-    cell, x, state = case("lstm", batch=2, steps=20, inputs=40, hidden=130)
+    cell, x, state = case("lstm", batch, steps=20, inputs=40, hidden=130)
     crowd, teams = Crowd(), []
     monkeypatch.setattr(engine_threads, "crowd", crowd)
     run = engine_threads.run

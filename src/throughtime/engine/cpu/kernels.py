@@ -115,7 +115,7 @@ def _words_of(launch: Launch, hands: int, space: int) -> tuple[ctypes.Array, int
     layout, rows, matrices = launch.layout, launch.rows, launch.matrices
     batch, steps = rows.lengths.shape[0], rows.steps
     shared = hands > 1 and _better_shared(layout, batch, hands, matrices)
-    if shared and (_little_work(layout, batch) or threads.crowd.here()):
+    if threads.crowd.here() or (shared and _little_work(layout, batch)):
         hands, shared = 1, False
     capacity = batch if shared or hands == 1 else -(-batch // hands)
     real_bytes = layout.target.bytes

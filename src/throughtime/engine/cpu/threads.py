@@ -67,8 +67,8 @@ def hands() -> int:
 class Crowd:
     """Whether other processes hold the cores.
 
-    Threads that meet after every statement of every step all wait for the one that has lost its core, and two that each
-    have half of one are seldom there together. So for a while after that was seen, one thread does the work, and takes
+    Threads that meet all wait for the one that has lost its core, and two that each have half of one are seldom there
+    together. So for a while after that was seen, one thread does the work, and takes
     as long as its share of a core says. One long wait in a short run is no crowd: runs are judged together, until they
     have taken `JUDGED` seconds.
     """
