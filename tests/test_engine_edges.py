@@ -216,3 +216,80 @@ def test_what_complex_numbers_cannot_do_in_a_kernel_is_told(operation):
     plan = tt.explain(cell)
     assert plan.backend == "reference"
     assert "complex" in str(plan)
+
+
+class Maths(tt.Cell):
+    """y, h = f(cell, x, h), in the hands of the test."""
+
+    def __init__(self, function, hidden=5):
+        super().__init__(3, hidden)
+        self.input = nn.Linear(3, hidden)
+        self.recurrent = nn.Linear(hidden, hidden)
+        self.wide = nn.Linear(hidden + 1, hidden)
+        self._function = function
+
+    def step(self, x, state):
+        y, h = self._function(self, x, state.h)
+        return y, self.State(h)
+
+
+def twice(value):
+    return value, value
+
+
+def compare(cell):
+    x = torch.randn(4, 6, 3, dtype=torch.float64)
+    state = cell.State(torch.randn(4, cell.hidden_size, dtype=torch.float64))
+    close(
+        *(
+            gradients(cell, x, state, lambda *given, b=backend: tt.unroll(*given, backend=b, return_states=True))
+            for backend in ("cpu", "reference")
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda c, x, h: twice(torch.tanh((z := c.input(x) + c.recurrent(h)) + z[:, 0:1])),
+        lambda c, x, h: twice(torch.tanh(c.input(x) + h[:, :1] + torch.cat([h[:, :2], h[:, :3]], 1))),
+        lambda c, x, h: twice(torch.tanh((z := c.recurrent(h)) + torch.cat([z[:, 1:3], z[:, 1:4]], 1)) + 0 * x[:, :1]),
+    ],
+)
+def test_columns_that_begin_alike_and_end_apart_each_have_their_gradient(function):
+    compare(Maths(function).double())
+
+
+@pytest.mark.parametrize("hidden", [5, 1])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda c, x, h: (torch.ones_like(h), torch.tanh(c.input(x) + c.recurrent(h))),
+        lambda c, x, h: (torch.tanh(c.input(x) + c.recurrent(h)), torch.zeros_like(h)),
+        lambda c, x, h: twice(torch.tanh(c.input(x) + c.recurrent(h)) * torch.ones_like(h).sum(1, keepdim=True)),
+        lambda c, x, h: (torch.ones_like(h) * x[:, :1], torch.tanh(c.input(x) + c.recurrent(h))),
+    ],
+)
+def test_rows_of_one_number(function, hidden):
+    compare(Maths(function, hidden).double())
+
+
+def test_a_column_of_ones_for_a_bias():
+    compare(Maths(lambda c, x, h: twice(torch.tanh(c.input(x) + c.wide(torch.cat([h, h[:, :1] * 0 + 1], 1))))).double())
+    compare(Maths(lambda c, x, h: twice(torch.tanh(c.wide(torch.cat([c.input(x), h[:, :1]], 1))))).double())
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda c, x, h: twice(torch.tanh(c.wide(torch.cat([h, torch.ones_like(h[:, :1])], 1)))), "same for each"),
+        (lambda c, x, h: twice(torch.tanh(c.input(x) + c.recurrent(h) * c.recurrent.bias[0].item())), "a number read"),
+        (lambda c, x, h: twice(torch.tanh(c.input(x) + c.recurrent(h)) / x.shape[0]), "run again"),
+        (lambda c, x, h: twice(c.input(x) / (1 + h[:, :1].var(1, keepdim=True))), "a variance"),
+        (lambda c, x, h: twice(torch.tanh(c.input(x) + torch.cat([h, h[:, 5:]], 1))), "no columns"),
+    ],
+)
+def test_what_a_kernel_cannot_do_is_told_not_raised_or_wrong(function, why):
+    plan = tt.explain(Maths(function).double())
+    assert plan.backend == "reference"
+    assert why in plan.refusals["cpu"]

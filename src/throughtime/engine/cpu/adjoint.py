@@ -76,7 +76,7 @@ class Adjoint:
     """Derivatives as nodes. Those by parameters have still to be added up over batch and time."""
 
     inputs: dict[str, Node]  # by input, where it matters
-    vectors: dict[tuple[int, int], Node]  # by (parameter, first column): one row's part
+    vectors: dict[tuple[int, int, int], Node]  # by (parameter, first column, width): one row's part
     products: dict[tuple[Node, int], Node]  # by (source, matrix): matrix gradient = sum of derivative^T source
 
 
@@ -84,7 +84,7 @@ def differentiate(graph: Graph, seeds: Iterable[tuple[Node, Node]]) -> Adjoint:
     """``seeds``: a result and the derivative by it."""
     seeds = list(seeds)
     derivatives: dict[Node, Node] = {}
-    slices: dict[Node, dict[int, Node]] = {}  # derivatives by columns of a node, by first column
+    slices: dict[Node, dict[tuple[int, int], Node]] = {}  # derivatives by columns of a node, by (first column, width)
 
     def add(node: Node, g: Node) -> None:
         if node.op == "const":
@@ -98,7 +98,7 @@ def differentiate(graph: Graph, seeds: Iterable[tuple[Node, Node]]) -> Adjoint:
     for node, g in seeds:
         add(node, g)
     inputs: dict[str, Node] = {}
-    vectors: dict[tuple[int, int], Node] = {}
+    vectors: dict[tuple[int, int, int], Node] = {}
     products: dict[tuple[Node, int], Node] = {}
     for node in reversed(walk(node for node, _ in seeds)):
         if node in slices:
@@ -109,7 +109,7 @@ def differentiate(graph: Graph, seeds: Iterable[tuple[Node, Node]]) -> Adjoint:
         if node.op == "input":
             inputs[node.detail] = g
         elif node.op == "vector":
-            vectors[node.detail] = g
+            vectors[(*node.detail, node.width)] = g
         elif node.op == "mm":
             matrix, transposed = node.detail
             assert not transposed
@@ -118,7 +118,7 @@ def differentiate(graph: Graph, seeds: Iterable[tuple[Node, Node]]) -> Adjoint:
             add(source, graph.mm(g, matrix, source.width, transposed=True))
         elif node.op == "slice":
             parts = slices.setdefault(node.arguments[0], {})
-            parts[node.detail] = g
+            parts[node.detail, node.width] = g
         elif node.op == "concat":
             first = 0
             for part in node.arguments:
@@ -133,12 +133,11 @@ def differentiate(graph: Graph, seeds: Iterable[tuple[Node, Node]]) -> Adjoint:
     return Adjoint(inputs, vectors, products)
 
 
-def _joined(graph: Graph, parts: dict[int, Node], width: int) -> Node:
+def _joined(graph: Graph, parts: dict[tuple[int, int], Node], width: int) -> Node:
     """Derivatives by columns as one by the whole; zero where there is none."""
     row: list[Node] = []
     end = 0
-    for first in sorted(parts):
-        part = parts[first]
+    for (first, _), part in sorted(parts.items(), key=lambda item: item[0]):
         if first < end:
             return _overlapping(graph, parts, width)
         if first > end:
@@ -154,10 +153,10 @@ def _zeros(graph: Graph, width: int) -> Node:
     return graph.spread(graph.const(0.0), width)
 
 
-def _overlapping(graph: Graph, parts: dict[int, Node], width: int) -> Node:
+def _overlapping(graph: Graph, parts: dict[tuple[int, int], Node], width: int) -> Node:
     total: Node | None = None
     whole: Node
-    for first, part in parts.items():
+    for (first, _), part in parts.items():
         pieces = [_zeros(graph, first)] if first else []
         pieces.append(part)
         if first + part.width < width:

@@ -200,7 +200,7 @@ def evaluate(
             value = vectors[parameter].reshape(-1)[first : first + node.width]
         elif node.op == "const":
             like = next(iter(inputs.values()))
-            value = torch.tensor(node.detail, dtype=like.dtype, device=like.device)
+            value = torch.tensor([node.detail], dtype=like.dtype, device=like.device)
         elif node.op == "mm":
             matrix, transposed = node.detail
             value = arguments[0] @ (matrices[matrix] if transposed else matrices[matrix].mT)

@@ -121,8 +121,7 @@ def build(
         sources.append(source)
     vectors: list[tuple[int, int, int, int]] = []
     sums = 0
-    for parameter, first in sorted(adjoint.vectors):
-        d = adjoint.vectors[parameter, first]
+    for (parameter, first, _), d in sorted(adjoint.vectors.items(), key=lambda item: item[0]):
         if vectors and vectors[-1][0] == parameter and sum(vectors[-1][1:3]) == first:  # goes on where the last ends
             vectors[-1] = (parameter, vectors[-1][1], vectors[-1][2] + d.width, vectors[-1][3])
         else:

@@ -18,6 +18,7 @@ from throughtime.engine.cpu.graph import Graph, Node, Untraceable, evaluate
 
 aten = torch.ops.aten
 ROWS = 7  # sequences in the batch that is traced: any number that no cell would name
+OTHER_ROWS = 5  # in the one that is checked: a step into which the first number has found its way shows then
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ def _check(
 
     def random(like: Tensor) -> Tensor:
         if not like.is_floating_point():
-            return like
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype).requires_grad_()
+            return like.new_zeros(OTHER_ROWS, like.shape[1])
+        return torch.randn(OTHER_ROWS, like.shape[1], generator=generator, dtype=like.dtype).requires_grad_()
 
     weights = {n: p.clone().requires_grad_(p.is_floating_point()) for n, p in tensors.items()}
     x, state, draws = random(x), [random(t) for t in state], [random(t) for t in draws]
@@ -174,7 +175,7 @@ def _check(
     inputs |= {f"noise.{k}": t for k, t in enumerate(draws)}
 
     def results(outputs: list[Tensor]) -> list[Tensor]:
-        outputs = [o.expand(ROWS, -1) for o in outputs]
+        outputs = [o.expand(OTHER_ROWS, -1) for o in outputs]
         weighted = [(o * torch.linspace(-1, 1, o.numel()).reshape(o.shape).to(o)).sum() for o in outputs]
         total = torch.stack(weighted).sum()
         if not total.requires_grad:
@@ -256,6 +257,8 @@ class _Reader:
         while value.target is aten.expand.default and cast(fx.Node, value.args[0]).meta["val"].dim() == 1:
             value = cast(fx.Node, value.args[0])  # the same for each row
         made = value.meta["val"]
+        if not isinstance(made, Tensor):
+            raise Untraceable(f"{value.target}, a number read out of a tensor")
         if made.is_complex() and not part:
             raise Untraceable("a complex value where kernels know real ones alone")
         fill = _fill(value)
@@ -284,6 +287,8 @@ class _Reader:
         parts = source.arguments if source.op == "concat" else (source,)
         total, first = None, 0
         for part in parts:
+            if part.op in ("const", "vector"):
+                raise Untraceable("a matrix product of what is the same for each sequence")
             key = (weight, (flipped, first, part.width))
             matrix = self.matrices.setdefault(key, len(self.matrices))
             term = self.graph.mm(part, matrix, rows)
@@ -392,7 +397,7 @@ _pointwise("where", aten.where.self)
 def _full(reader: _Reader, node: Any) -> Node:
     value = _fill(node)
     assert value is not None
-    return reader.graph.const(value)
+    return reader.graph.spread(reader.graph.const(value), node.meta["val"].shape[1])
 
 
 @handles(aten.ne.Tensor, aten.ne.Scalar)
@@ -526,7 +531,7 @@ def _pieces(reader: _Reader, node: Any, sizes: Any) -> list[Node]:
     _over_columns(node, node.args[2] if len(node.args) > 2 else 0)
     source, pieces, first = reader.row(node.args[0]), [], 0
     for size in sizes:
-        pieces.append(reader.graph.slice(source, first, size))
+        pieces.append(_columns(reader, source, first, size))
         first += size
     return pieces
 
@@ -547,7 +552,13 @@ def _slice(reader: _Reader, node: Any) -> Node:
         raise Untraceable("a slice of the batch")
     if first < 0:
         first += shape[1]
-    return reader.graph.slice(source, first, node.meta["val"].shape[1])
+    return _columns(reader, source, first, node.meta["val"].shape[1])
+
+
+def _columns(reader: _Reader, source: Node, first: int, width: int) -> Node:
+    if not width:
+        raise Untraceable("a slice of no columns")
+    return reader.graph.slice(source, first, width)
 
 
 @handles(aten.cat.default)
@@ -589,6 +600,8 @@ def _sum(reader: _Reader, node: Any) -> Node:
 def _variance(reader: _Reader, node: Any, dims: Any) -> tuple[Node, Node]:
     correction = node.kwargs.get("correction", 1)
     source = _reduced(reader, node, dims, node.kwargs.get("keepdim", False))
+    if source.width <= correction:
+        raise Untraceable(f"a variance of {source.width} columns less {correction}")
     g = reader.graph
     mean = g.apply("mul", g.sum(source), 1.0 / source.width)
     centred = g.apply("sub", source, mean)
