@@ -39,6 +39,7 @@ class Monitor:
     in a hundred parts of the time.
 
     >>> import throughtime as tt
+    >>> _ = torch.manual_seed(0)
     >>> net = tt.Recurrent(tt.cells.GRU, 3, 5)
     >>> monitor = Monitor(net, every=1)
     >>> _ = net(torch.randn(2, 20, 3))
