@@ -1,11 +1,15 @@
 """What goes on around a kernel and must not reach it: settings that change, views, threads, devices, hooks."""
 
 import dataclasses
+import functools
 import threading
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
 
 import throughtime as tt
 from cases import gradients
@@ -293,3 +297,63 @@ def test_what_a_kernel_cannot_do_is_told_not_raised_or_wrong(function, why):
     plan = tt.explain(Maths(function).double())
     assert plan.backend == "reference"
     assert why in plan.refusals["cpu"]
+
+
+def test_many_derivatives_as_one_in_autograds_own_way():
+    cell = tt.cells.LSTM(3, 5).double()
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    many = torch.randn(3, 2, 4, 5, dtype=torch.float64)
+    found = []
+    for backend in ("cpu", "reference"):
+        y, final = tt.unroll(cell, x, backend=backend)
+        given = [y, final.c], [x, *cell.parameters()], [many, many[:, :, 0]]
+        found.append(torch.autograd.grad(*given, is_grads_batched=True))
+        run = functools.partial(tt.unroll, cell, backend=backend)
+        found[-1] += (torch.autograd.functional.jacobian(lambda x, run=run: run(x)[0], x, vectorize=True),)
+    close(*found)
+
+
+def test_where_operations_are_written_down_there_are_operations():
+    net = tt.Recurrent(tt.cells.GRU, 3, 5).requires_grad_(False)
+    x = torch.randn(2, 4, 3)
+    net(x)  # by kernels, whose results would be constants of what is traced
+    with pytest.warns(tt.SlowPathWarning, match="written down"):
+        traced = make_fx(lambda x: net(x)[0])(x)
+    close(traced(2 * x), net(2 * x)[0])
+    with FakeTensorMode(), pytest.warns(tt.SlowPathWarning, match="written down"):
+        y, _ = tt.nn.LSTM(3, 5)(torch.empty(9, 11, 3))
+    assert y.shape == (9, 11, 5)
+    assert tt.nn.LSTM(3, 5)(torch.zeros(9, 11, 3))[0].isfinite().all()  # nothing was remembered of it
+
+
+def test_hooks_on_parts_are_called():
+    cell, x = tt.cells.Elman(3, 5).double(), torch.randn(2, 6, 3, dtype=torch.float64)
+    same_as_reference(cell, x)
+    seen = []
+    for register in (cell.recurrent.register_forward_hook, nn.modules.module.register_module_forward_hook):
+        hook = register(lambda module, given, made: seen.append(made.shape) or 2 * made)
+        with pytest.warns(tt.SlowPathWarning, match="hooks"):
+            y, _ = tt.unroll(cell, x)
+        close(y, tt.unroll(cell, x, backend="reference")[0])
+        hook.remove()
+        same_as_reference(cell, x)
+    assert set(seen) == {(2, 5)}
+    prune.l1_unstructured(cell.recurrent, "weight", amount=0.5)  # by a hook of PyTorch's, which kernels see through
+    same_as_reference(cell, x)
+
+
+def test_a_step_that_its_class_is_given_anew_is_seen():
+    class Mine(Own):
+        pass
+
+    cell, x = Mine(0.5).double(), torch.randn(2, 6, 3, dtype=torch.float64)
+    same_as_reference(cell, x)
+    Mine.step = lambda self, x, state: (state.h, self.State(0.5 * state.h + self.input(x)))
+    same_as_reference(cell, x)
+
+
+def test_nested_tensors_are_refused_in_words():
+    x = torch.nested.nested_tensor([torch.randn(4, 3), torch.randn(2, 3)], layout=torch.jagged)
+    for module in (tt.Recurrent(tt.cells.GRU, 3, 5), tt.nn.GRU(3, 5, batch_first=True)):
+        with pytest.raises(ValueError, match="lengths"):
+            module(x)

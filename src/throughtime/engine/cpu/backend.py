@@ -40,7 +40,9 @@ class Resetting(Wrapper):
 
 
 TRANSFORMS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
+TRACERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 REMEMBERED = 64  # traces of one cell, of the settings that it had
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 _prepared: weakref.WeakKeyDictionary[Cell, dict[Any, Prepared | str]] = weakref.WeakKeyDictionary()
 
@@ -97,6 +99,10 @@ def surroundings() -> str:
         return "derivatives are taken in forward mode"
     if in_transform() and any(level.key() not in TRANSFORMS for level in torch._C._functorch.get_interpreter_stack()):
         return "it is inside a transform of torch.func other than grad, vjp and vmap"
+    if torch._C._get_tracing_state() is not None or any(map(torch._C._get_dispatch_mode, TRACERS)):
+        return "PyTorch's operations are being written down, and tensors may have no numbers"
+    if torch.nn.modules.module._has_any_global_hook():
+        return "hooks are set on all modules, which a kernel would not call"
     return ""
 
 
@@ -133,6 +139,10 @@ def _prepare(
     with one_at_a_time if key not in known else contextlib.nullcontext():
         if key in known:
             return known[key]
+        hooked = _hooked(cell)
+        if hooked:
+            known[key] = hooked
+            return hooked
         with temporarily_clear_interpreter_stack():  # a trace is no part of a transform of torch.func
             real = {name: with_data(p, dtype) for name, p in tensors.items()}
             try:
@@ -149,12 +159,23 @@ def _prepare(
     return known[key]
 
 
+def _hooked(cell: Cell) -> str:
+    """Why hooks keep a cell from kernels, or nothing: they are called at each step, as no kernel would. PyTorch's own,
+    which make a weight of others, only do what a trace sees."""
+    for part in cell.modules():
+        hooks = [hook for kind in HOOKS for hook in getattr(part, kind).values()]
+        if part is not cell and not all(type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks):
+            return f"hooks are set on its {type(part).__name__}, which a kernel would not call"
+    return ""
+
+
 def _tensors_and_settings(cell: Cell) -> tuple[dict[str, Tensor], tuple]:
     """`tensors_of` a cell, and what its step may depend on beside them: attributes of the cell and its parts, which
     tensors are one. In one round, as this is done at every call."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
-    settings: list[Any] = []
+    code = getattr(type(cell).step, "__code__", None)  # a notebook may load a class anew while its cells live
+    settings: list[Any] = [type(cell).step, code]
     known: dict[int, Any] = {}  # parts and tensors in more than one place count once
     pending: list[tuple[str, nn.Module]] = [("", cell)]
     while pending:
@@ -164,6 +185,9 @@ def _tensors_and_settings(cell: Cell) -> tuple[dict[str, Tensor], tuple]:
             continue
         known[id(module)] = prefix
         settings.append(type(module))
+        for kind in HOOKS:
+            if getattr(module, kind):
+                settings.append((kind, *map(watched, getattr(module, kind).values())))
         for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
             for name, tensor in held.items():
                 if tensor is None:

@@ -98,10 +98,26 @@ def _returned(
     if not any(needs):
         return [None] * len(needs)
     given = [arguments[0].new_zeros(s) if d is None else d for d, s in zip(derivatives, shapes, strict=True)]
+    if any(torch._C._functorch.is_legacy_batchedtensor(d) for d in given):
+        return _for_each_batched(given, lambda own: _returned(task, wanted, needs, arguments, kept, own, shapes))
     # autograd need not know of a way back of which no derivative can be asked
     call = Returned.apply if torch.is_grad_enabled() or in_transform() else Returned.forward
     made = iter(call(task, wanted, needs, *arguments, *kept, *given))
     return [next(made) if need else None for need in needs]
+
+
+def _for_each_batched(
+    derivatives: list[Tensor], call: Callable[[list[Tensor]], list[Tensor | None]]
+) -> list[Tensor | None]:
+    """A call for each of many derivatives that come as one: autograd (``is_grads_batched``) has a `vmap` of its own,
+    which does not ask a Function how."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    apart = [torch._remove_batch_dim(d, level, 1, 0) for d in derivatives]  # 1: for what is the same for all
+    number = max(d.shape[0] for d in apart)
+    made = [call([d[k if len(d) > 1 else 0] for d in apart]) for k in range(number)]
+    together = zip(*made, strict=True)
+    return [None if parts[0] is None else torch._add_batch_dim(torch.stack(parts), 0, level) for parts in together]
 
 
 class Returned(torch.autograd.Function):
