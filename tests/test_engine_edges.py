@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from torch.nn.utils import prune
 
 import throughtime as tt
 from cases import gradients
+from throughtime.engine.cpu import machine
+from throughtime.engine.cpu.once import one_at_a_time
 from throughtime.engine.unroll import unroll_both
 
 close = torch.testing.assert_close
@@ -357,3 +362,36 @@ def test_nested_tensors_are_refused_in_words():
     for module in (tt.Recurrent(tt.cells.GRU, 3, 5), tt.nn.GRU(3, 5, batch_first=True)):
         with pytest.raises(ValueError, match="lengths"):
             module(x)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_forked_while_another_thread_compiles():
+    held, child = threading.Event(), 0
+
+    def compile_something():
+        with one_at_a_time:
+            held.set()
+            time.sleep(0.2)
+
+    worker = threading.Thread(target=compile_something)
+    worker.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends it where it would wait for ever
+        tt.unroll(tt.cells.Elman(2, 3), torch.zeros(1, 2, 2), backend="cpu")
+        os._exit(0)
+    worker.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("THROUGHTIME_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(machine.Path, "home", nowhere)
+    with pytest.warns(UserWarning, match="kernel cache cannot be"):
+        same_as_reference(Own(0.123).double(), torch.randn(2, 6, 3, dtype=torch.float64))

@@ -131,7 +131,7 @@ def read_cached(key: str) -> bytes | None:
         data = (cache_folder() / key).read_bytes()
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a RuntimeError: nobody knows where home is
         warnings.warn(f"the kernel cache cannot be read ({error}); kernels are compiled anew", stacklevel=2)
         return None
     digest, code = data[:32], data[32:]
@@ -142,11 +142,11 @@ def read_cached(key: str) -> bytes | None:
 
 
 def write_cached(key: str, code: bytes) -> None:
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             file.write(hashlib.sha256(code).digest() + code)
         os.replace(file.name, folder / key)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         warnings.warn(f"the kernel cache cannot be written ({error}); kernels live for this run only", stacklevel=2)

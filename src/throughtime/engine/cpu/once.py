@@ -7,11 +7,18 @@ LLVM and PyTorch's tracer, too, keep what they do where all threads see it.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 one_at_a_time = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a forked process would wait for ever for a thread that it has not got
+    os.register_at_fork(
+        before=one_at_a_time.acquire,
+        after_in_parent=one_at_a_time.release,
+        after_in_child=one_at_a_time.release,
+    )
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
