@@ -303,6 +303,14 @@ def test_patience_ends_a_run_and_the_best_weights_are_kept(tmp_path):
     assert "kept the weights of step 10: validation nats 1.9000" in said
 
 
+def test_a_validation_that_is_no_number_is_not_the_best(tmp_path):
+    result, _ = train(Scripted([math.nan, 3.0, math.inf]), tmp_path / "once", Training(steps=6, validate_every=2))
+    assert (result.best_step, result.validation) == (4, {"nats": 3.0})
+    result, _ = train(Scripted([math.nan] * 3), tmp_path / "ever", Training(steps=6, validate_every=2))
+    assert result.best_step == 6
+    assert math.isnan(result.validation["nats"])
+
+
 def test_the_last_weights_are_kept_where_asked_for_and_without_validation(tmp_path):
     problem = Scripted([1.0, 2.0, 3.0])
     result, _ = train(problem, tmp_path / "last", Training(steps=6, validate_every=2, keep="last"))

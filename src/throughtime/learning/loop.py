@@ -263,7 +263,7 @@ class _Run:
         self.validates = bool(measures)
         if measures:
             watched = next(iter(measures.values()))
-            improved = standing.best is None or watched < standing.best
+            improved = math.isfinite(watched) and (standing.best is None or watched < standing.best)
             standing.since_best = 0 if improved else standing.since_best + 1
             standing.plateau.see(improved, self.training)
             if improved:
