@@ -296,6 +296,7 @@ def test_a_column_of_ones_for_a_bias():
         (lambda c, x, h: twice(torch.tanh(c.input(x) + c.recurrent(h)) / x.shape[0]), "run again"),
         (lambda c, x, h: twice(c.input(x) / (1 + h[:, :1].var(1, keepdim=True))), "a variance"),
         (lambda c, x, h: twice(torch.tanh(c.input(x) + torch.cat([h, h[:, 5:]], 1))), "no columns"),
+        (lambda c, x, h: twice(nn.functional.softplus(c.input(x) + c.recurrent(h), 1, 3)), "softplus"),
     ],
 )
 def test_what_a_kernel_cannot_do_is_told_not_raised_or_wrong(function, why):
@@ -395,3 +396,9 @@ def test_a_user_without_a_home(monkeypatch):
     monkeypatch.setattr(machine.Path, "home", nowhere)
     with pytest.warns(UserWarning, match="kernel cache cannot be"):
         same_as_reference(Own(0.123).double(), torch.randn(2, 6, 3, dtype=torch.float64))
+
+
+def test_numbers_that_float_does_not_hold():
+    cell = Maths(lambda c, x, h: twice(torch.tanh(c.input(x) + c.recurrent(h) - 1e39)))
+    x = torch.randn(2, 4, 3)
+    close(tt.unroll(cell, x, backend="cpu")[0], tt.unroll(cell, x, backend="reference")[0])

@@ -465,6 +465,8 @@ def _square(reader: _Reader, node: Any) -> Node:
 def _softplus(reader: _Reader, node: Any) -> Node:
     if len(node.args) > 1 and node.args[1] != 1:
         raise Untraceable("softplus with beta other than 1")
+    if len(node.args) > 2 and node.args[2] < 20:
+        raise Untraceable(f"softplus that is plain from {node.args[2]} on")
     return reader.graph.apply("softplus", reader.row(node.args[0]))
 
 

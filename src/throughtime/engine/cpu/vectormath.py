@@ -23,7 +23,9 @@ EXP_SERIES = {
 
 def literal(target: Target, value: float) -> str:
     """A number as LLVM writes it: the bits of the double, exact for both formats."""
-    if target.real == "float":
+    if target.real == "float" and abs(value) > 3.4028235e38:
+        value = math.copysign(math.inf, value)  # as in PyTorch
+    elif target.real == "float":
         value = struct.unpack("f", struct.pack("f", value))[0]
     return "0x" + struct.pack(">d", value).hex().upper()
 
