@@ -140,6 +140,8 @@ def test_the_command_prints_tables(monkeypatch, capsys):
         ("--size 2,x,8", "three whole numbers"),
         ("--only writing --cells LSTM", "set sizes"),
         ("--only training,growth --size 1,2,3", "growth is measured at set sizes"),
+        ("--only training --figure speed.xyz", "name it after a kind that can be drawn"),
+        ("--only training --figure no/such/speed.png", "there is no folder"),
         ("--only training,x", f"--only is one or more of {', '.join(KINDS)}, not 'x'"),
     ],
 )

@@ -229,6 +229,16 @@ FUNCTIONS = {
     "sqrt": lambda x: (x * x + 1e-3).sqrt(),
     "rsqrt": lambda x: (x * x + 1e-3).rsqrt(),
     "power": lambda x: x**3,
+    "negative power": lambda x: (x * x + 0.5) ** -2,
+    "masked_fill": lambda x: (x * x).masked_fill(x > 1, 0.25),
+    "lerp": lambda x: torch.lerp(x, x * x, 0.3),
+    "elu": lambda x: nn.functional.elu(x, 0.7),
+    "selu": nn.functional.selu,
+    "celu": lambda x: nn.functional.celu(x, 2.0),
+    "logsigmoid": nn.functional.logsigmoid,
+    "threshold": lambda x: nn.functional.threshold(x, 0.1, -3.0),
+    "hardshrink": lambda x: nn.functional.hardshrink(x, 0.3),
+    "softshrink": lambda x: nn.functional.softshrink(x, 0.3),
 }
 
 

@@ -64,7 +64,7 @@ SUBJECTS = (
     Subject("peephole LSTM", PeepholeLSTM, "loop", _loop(loops.peephole), 4),
     Subject("layer-normalised LSTM", LayerNormLSTM, "loop", _loop(loops.layer_norm), 4),
     Subject("Jordan", Jordan, "loop", _loop(loops.jordan), 1.5),
-    Subject("GRU, reset before", functools.partial(GRU, reset="before"), "loop", _loop(loops.reset_before), 3),
+    Subject("reset-before GRU", functools.partial(GRU, reset="before"), "loop", _loop(loops.reset_before), 3),
     Subject("own cell (MGU)", loops.MinimalGatedUnit, "loop", _loop(loops.minimal), 2),
 )
 

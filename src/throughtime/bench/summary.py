@@ -15,7 +15,7 @@ BUILT_IN = {
     "peephole LSTM": "LSTM",
     "layer-normalised LSTM": "LSTM",
     "Jordan": "Elman",
-    "GRU, reset before": "GRU",
+    "reset-before GRU": "GRU",
     "own cell (MGU)": "GRU",
 }
 TORCH = {"LSTM": "nn.LSTM", "GRU": "nn.GRU", "Elman": "nn.RNN"}

@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from throughtime.cli.app import root
+from throughtime.errors import UserError
 
 if TYPE_CHECKING:
     from throughtime.bench import Comparison
@@ -47,6 +48,8 @@ def bench(
 
     if threads:
         torch.set_num_threads(threads)
+    if figure is not None:
+        _check_figure(figure)
     items, absent = plan(_parts(only), _parts(cells), [point_named(text) for text in size or ()])
     console = Console(stderr=True)
     for reason in absent:
@@ -70,6 +73,21 @@ def bench(
         out = Console(width=_PIPE_WIDTH)
     out.print(_results(results, f"{here}; peak {ceiling / 1e9:.0f} GFLOP/s", ceiling))
     out.print(_summary(rows))
+
+
+def _check_figure(path: Path) -> None:
+    """Before anything is measured.
+
+    Raises:
+        UserError: no figure could be written there.
+    """
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise UserError(f"--figure {path}: name it after a kind that can be drawn, .png or .svg, say")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--figure {path}: there is no folder {path.absolute().parent}")
 
 
 def _parts(text: str) -> list[str]:

@@ -50,9 +50,7 @@ def check_input(x: Any, input_size: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor (B, T, I), not {type(x).__name__}")
     if x.is_nested:
-        raise ValueError(
-            "x is a nested tensor; pad it, x.to_padded_tensor(0.0), and give its lengths"
-        )
+        raise ValueError("x is a nested tensor; pad it, x.to_padded_tensor(0.0), and give its lengths")
     if x.dim() != 3:
         raise ValueError(f"x must be (B, T, I), not of {x.dim()} dimensions; a single sequence is x[None]")
     if x.shape[2] != input_size:

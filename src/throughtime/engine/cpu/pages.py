@@ -1,8 +1,9 @@
 """Memory for large buffers: in large pages, and used again.
 
 The system hands out memory page by page as it is first touched, and clears each: for a buffer of many megabytes that is
-new at each call this takes a good part of the call's time. Linux gives large pages, 512 in one, to those who ask; and what the
-engine alone has used is kept for its next call, as much as was in use at one time and no more than `KEPT` bytes.
+new at each call this takes a good part of the call's time. Linux gives large pages, 512 in one, to those who ask; and
+what the engine alone has used is kept for its next call, as much as was in use at one time and no more than `KEPT`
+bytes.
 """
 
 from __future__ import annotations

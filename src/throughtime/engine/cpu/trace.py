@@ -135,8 +135,8 @@ def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
 
     table = get_decompositions(
         [
-            aten.native_layer_norm, aten.silu, aten.gelu, aten.elu, aten.leaky_relu, aten.hardtanh,
-            aten.hardsigmoid, aten.addcmul, aten.lerp, aten.log_sigmoid_forward, aten.mish, aten.hardswish,
+            aten.native_layer_norm, aten.silu, aten.gelu, aten.leaky_relu, aten.hardtanh, aten.hardsigmoid,
+            aten.addcmul, aten.mish, aten.hardswish,
         ]
     )  # fmt: skip
     try:
@@ -475,6 +475,8 @@ def _pow(reader: _Reader, node: Any) -> Node:
     base, exponent = reader.row(node.args[0]), node.args[1]
     if exponent == 0.5:
         return reader.graph.apply("sqrt", base)
+    if exponent in (-1, -2, -3, -4):
+        base, exponent = reader.graph.apply("div", 1.0, base), -exponent
     if exponent not in (1, 2, 3, 4):
         raise Untraceable(f"a power of {exponent}")
     result = base
@@ -495,6 +497,52 @@ def _clamp(reader: _Reader, node: Any) -> Node:
     if high is not None:
         result = reader.graph.apply("min", result, float(high))
     return result
+
+
+@handles(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def _masked_fill(reader: _Reader, node: Any) -> Node:
+    x, mask, value = (reader.row(a) for a in node.args)
+    return reader.graph.apply("where", mask, value, x)
+
+
+@handles(aten.lerp.Scalar, aten.lerp.Tensor)
+def _lerp(reader: _Reader, node: Any) -> Node:
+    start, end, weight = (reader.row(a) for a in node.args)
+    g = reader.graph
+    return g.apply("add", start, g.apply("mul", weight, g.apply("sub", end, start)))
+
+
+@handles(aten.elu.default, aten.celu.default)
+def _elu(reader: _Reader, node: Any) -> Node:
+    x, g = reader.row(node.args[0]), reader.graph
+    given = tuple(float(a) for a in node.args[1:])
+    alpha, scale, input_scale = (given + (1.0, 1.0, 1.0)[len(given) :])[:3]
+    if node.target is aten.celu.default:
+        input_scale = 1.0 / alpha
+    below = g.apply("exp", g.apply("mul", g.apply("min", x, 0.0), input_scale))  # not infinite where it is not chosen
+    negative = g.apply("mul", g.apply("sub", below, 1.0), alpha * scale)
+    return g.apply("where", g.apply("greater", x, 0.0), g.apply("mul", x, scale), negative)
+
+
+@handles(aten.log_sigmoid_forward.default)
+def _log_sigmoid(reader: _Reader, node: Any) -> tuple[Node, None]:
+    g = reader.graph
+    return g.apply("neg", g.apply("softplus", g.apply("neg", reader.row(node.args[0])))), None
+
+
+@handles(aten.threshold.default)
+def _threshold(reader: _Reader, node: Any) -> Node:
+    x, g = reader.row(node.args[0]), reader.graph
+    return g.apply("where", g.apply("greater", x, float(node.args[1])), x, float(node.args[2]))
+
+
+@handles(aten.hardshrink.default, aten.softshrink.default)
+def _shrink(reader: _Reader, node: Any) -> Node:
+    x, g = reader.row(node.args[0]), reader.graph
+    edge = float(node.args[1]) if len(node.args) > 1 else 0.5
+    moved = edge if node.target is aten.softshrink.default else 0.0
+    low = g.apply("where", g.apply("greater", -edge, x), g.apply("add", x, moved), 0.0)
+    return g.apply("where", g.apply("greater", x, edge), g.apply("sub", x, moved), low)
 
 
 @handles(aten.mm.default)
@@ -619,6 +667,11 @@ def _var_mean(reader: _Reader, node: Any) -> tuple[Node, Node]:
 @handles(aten.var.correction)
 def _var(reader: _Reader, node: Any) -> Node:
     return _variance(reader, node, node.args[1])[0]
+
+
+@handles(aten.std.correction)
+def _std(reader: _Reader, node: Any) -> Node:
+    return reader.graph.apply("sqrt", _variance(reader, node, node.args[1])[0])
 
 
 @handles(
