@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from throughtime.engine.sequence import within
+
 
 class CRF(nn.Module):
     r"""Linear-chain conditional random field over labels (Lafferty et al. 2001).
@@ -135,7 +137,7 @@ class CRF(nn.Module):
         transitions, start, end = self._weights()
         if emissions.shape[1] == 0:
             return emissions.sum((1, 2))
-        inside = torch.arange(emissions.shape[1], device=lengths.device) < lengths[:, None]  # (B, T)
+        inside = within(lengths, emissions.shape[1])  # (B, T)
         labels = labels.masked_fill(~inside, 0)
         zero = emissions.new_zeros(())
         own = emissions.gather(2, labels[..., None])[..., 0]  # (B, T)

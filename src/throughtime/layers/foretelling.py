@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from throughtime.engine.sequence import within
 
 _MOST = 7500  # words that are told apart, the first of the vocabulary, as in the paper
 
@@ -18,6 +19,7 @@ class Foretelling(nn.Module):
     word that a direction has not seen: where a step sees more than its own word (its neighbours in a window, the next
     word in a pair), the one after would be no riddle.
 
+    >>> import torch
     >>> side = Foretelling(9, 4, ahead=2)
     >>> y, words = torch.randn(2, 5, 8), torch.tensor([[3, 1, 4, 1, 5], [2, 7, 0, 0, 0]])
     >>> side(y, words, torch.tensor([5, 2])).shape
@@ -56,7 +58,7 @@ class Foretelling(nn.Module):
 
     def forward(self, y: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
         """``y (B, T, O), words (B, T), lengths (B,) -> ()``: the sum over all words that are foretold."""
-        inside = torch.arange(words.shape[1], device=words.device) < lengths[:, None]  # (B, T)
+        inside = within(lengths, words.shape[1])  # (B, T)
         targets = words.masked_fill(words >= self.words, 0)
         a, b = self.ahead, self.behind
         cost = _cost(self.forwards, y[:, :-a, : self.size], targets[:, a:], inside[:, a:])

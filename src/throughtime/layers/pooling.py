@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from throughtime.engine.sequence import within
+
 POOLINGS = ("last", "mean", "max", "attention")
 
 
@@ -51,7 +53,7 @@ class Pooling(nn.Module):
         batch, steps, size = y.shape
         if steps == 0:
             return y.new_zeros(batch, size), y.new_zeros(batch, 0) if self.kind == "attention" else None
-        inside = (torch.arange(steps, device=y.device) < lengths[:, None])[..., None]  # (B, T, 1)
+        inside = within(lengths, steps)[..., None]  # (B, T, 1)
         some = (lengths > 0)[:, None]  # (B, 1)
         if self.kind == "last":
             at = (lengths - 1).clamp(min=0)

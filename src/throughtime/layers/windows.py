@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from throughtime.engine.sequence import within
+
 
 class Windows(nn.Module):
     r"""Word windows (Mesnil et al. 2013): each step's features beside those of its neighbours.
@@ -34,7 +36,7 @@ class Windows(nn.Module):
         if self.size == 1:
             return x
         steps = x.shape[1]
-        inside = torch.arange(steps, device=x.device) < lengths[:, None]
+        inside = within(lengths, steps)
         k = self.size // 2
         x = nn.functional.pad(x.masked_fill(~inside[..., None], 0), (0, 0, k, k))  # (B, T + 2k, I)
         return torch.cat([x[:, shift : shift + steps] for shift in range(self.size)], dim=-1)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from throughtime.engine.sequence import within
 from throughtime.errors import UserError
 
 
@@ -182,7 +183,7 @@ class Parity(Problem):
     def draw(self, size: int, length: int, generator: torch.Generator) -> Batch:
         lengths = torch.randint(1, length + 1, (size,), generator=generator)
         bits = torch.randint(0, 2, (size, length), generator=generator)
-        bits = torch.where(torch.arange(length) < lengths[:, None], bits, 0)
+        bits = torch.where(within(lengths, length), bits, 0)
         return Batch(bits[:, :, None].float(), bits.sum(1) % 2, lengths)
 
 

@@ -15,6 +15,7 @@ from throughtime.engine.cpu.emit import Target
 from throughtime.engine.cpu.gemm import most_rows, panel_width, provide_gemm
 from throughtime.engine.cpu.lower import Layout, Words, new_module, rounded, write_backward, write_forward
 from throughtime.engine.cpu.machine import assemble, target_for
+from throughtime.engine.cpu.pages import as_new
 from throughtime.engine.cpu.program import Program
 
 REAL = {torch.float32: "float", torch.float64: "double"}
@@ -162,11 +163,7 @@ def _workspace(number: int, size: int) -> int:
         spaces.pop(number, None)  # not both at a time
         with torch.inference_mode(False):  # as it outlives such a mode
             spaces[number] = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
-    space = spaces[number]
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if fill and torch.are_deterministic_algorithms_enabled():
-        space.fill_(255)  # NaN, as in memory that PyTorch gives out
-    return (space.data_ptr() + 63) // 64 * 64
+    return (as_new(spaces[number]).data_ptr() + 63) // 64 * 64
 
 
 def _panels(shape: torch.Size, transposed: bool, panel: int) -> int:

@@ -51,10 +51,14 @@ def used_again(like: Tensor, *shape: int) -> Tensor:
     size = count * like.element_size()
     if size < LARGE or sys.platform != "linux":
         return like.new_empty(shape)
-    tensor = torch.frombuffer(store.take(size), dtype=like.dtype, count=count).view(shape)
+    return as_new(torch.frombuffer(store.take(size), dtype=like.dtype, count=count)).view(shape)
+
+
+def as_new(tensor: Tensor) -> Tensor:
+    """A tensor in memory that was used before, full of NaN where PyTorch fills what it gives out itself."""
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if fill and torch.are_deterministic_algorithms_enabled():
-        tensor.fill_(torch.nan)  # as in memory that PyTorch gives out
+        tensor.view(torch.uint8).fill_(255)
     return tensor
 
 
