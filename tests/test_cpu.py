@@ -316,7 +316,7 @@ class Odd(tt.cells.Elman):
 def test_a_step_that_no_graph_holds_runs_on_the_loop_and_says_why(odd, why):
     cell = Odd(odd).double()
     plan = tt.explain(cell)
-    assert plan.backend == "reference"
+    assert plan.backend == "hoisted"
     assert why in plan.refusals["cpu"]
     x = torch.randn(4, 6, 3, dtype=torch.float64)
     with pytest.warns(tt.SlowPathWarning, match=why):

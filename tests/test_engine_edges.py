@@ -301,7 +301,7 @@ def test_a_column_of_ones_for_a_bias():
 )
 def test_what_a_kernel_cannot_do_is_told_not_raised_or_wrong(function, why):
     plan = tt.explain(Maths(function).double())
-    assert plan.backend == "reference"
+    assert plan.backend != "cpu"
     assert why in plan.refusals["cpu"]
 
 

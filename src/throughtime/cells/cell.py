@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -145,7 +146,14 @@ def check_size(size: Any, name: str) -> int:
     return whole
 
 
-def checked_step(cell: Cell, x: Tensor, state: Any, noise: Any) -> tuple[Tensor, Any]:
+def own_step(cell: Cell, x: Tensor, state: Any, noise: Any) -> tuple[Tensor, Any]:
+    """``cell.step``, which is given noise only if it drew some."""
+    return cell.step(x, state) if noise is None else cell.step(x, state, noise)
+
+
+def checked_step(
+    cell: Cell, x: Tensor, state: Any, noise: Any, step: Callable[..., Any] = own_step
+) -> tuple[Tensor, Any]:
     """``cell.step``, which may be a user's first: what it returns is looked at.
 
     Raises:
@@ -154,7 +162,7 @@ def checked_step(cell: Cell, x: Tensor, state: Any, noise: Any) -> tuple[Tensor,
     name, given = type(cell).__name__, (x, *state)
     watched = not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in given)
     versions = [tensor._version for tensor in given] if watched else []
-    result = cell.step(x, state) if noise is None else cell.step(x, state, noise)
+    result = step(cell, x, state, noise)
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(f"{name}.step must return an output and a state, (y, self.State(...)), not {_told(result)}")
     y, new = result

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 import torch
 
 from throughtime.cells.cell import Cell
-from throughtime.engine import reference, scan
+from throughtime.engine import hoisting, reference, scan
 from throughtime.engine.cpu import backend as cpu
 from throughtime.engine.sequence import Result, Sequence
 
 # In the order in which "auto" tries them; the last takes any cell.
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "scan": scan, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "scan": scan, "hoisted": hoisting, "reference": reference}
+LOOPS = ("hoisted", "reference")
 
 
 class SlowPathWarning(UserWarning):
@@ -47,12 +48,11 @@ def explain(cell: Cell, backend: str = "auto") -> Plan:
     Raises:
         ValueError: the backend is unknown, or named and unable to take the cell.
     """
-    with torch.random.fork_rng(devices=[]):
-        noise = cell.noise(1, 1)
     plan = _plan(cell, backend)
-    if plan.backend != "cpu":
+    if plan.backend not in ("cpu", "hoisted"):
         return plan
-    return Plan(plan.cell, plan.backend, plan.refusals, cpu.describe(cell, noise))
+    with torch.random.fork_rng(devices=[]):
+        return replace(plan, details=BACKENDS[plan.backend].describe(cell))
 
 
 def choose(cell: Cell, backend: str, sequence: Sequence) -> Callable[[bool], Result]:
@@ -61,7 +61,7 @@ def choose(cell: Cell, backend: str, sequence: Sequence) -> Callable[[bool], Res
     for name in _candidates(backend):
         offered = BACKENDS[name].offer(cell, sequence)
         if not isinstance(offered, str):
-            if name == "reference" and backend == "auto" and not torch.compiler.is_compiling():
+            if name in LOOPS and backend == "auto" and not torch.compiler.is_compiling():
                 warnings.warn(
                     f"{type(cell).__name__} runs step by step in plain PyTorch, which is slow: {refusals['cpu']} "
                     f"(backend='reference' says that this is meant)",

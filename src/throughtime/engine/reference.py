@@ -12,6 +12,8 @@ from torch import Tensor
 from throughtime.cells.cell import Cell, at_step, checked_step
 from throughtime.engine.sequence import Result, Sequence, map_state, run_forwards
 
+Step = Callable[[Cell, Tensor, Any, Any], tuple[Tensor, Any]]
+
 
 def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
     """Why this backend cannot take the cell; None, as it takes any."""
@@ -28,16 +30,15 @@ def run(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
     return run_forwards(lambda forwards: loop(cell, forwards, return_states), sequence)
 
 
-def loop(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
+def loop(cell: Cell, sequence: Sequence, return_states: bool, step: Step = checked_step) -> Result:
     """The loop itself, forwards."""
     state = sequence.state
     outputs, states = [], []
-    for t in range(sequence.steps):
+    for t, x in enumerate(sequence.x.unbind(1)):  # (B, I)
         if sequence.resets is not None:
             state = choose(sequence.resets[:, t], sequence.initial, state)
         noise = at_step(sequence.noise, t)
-        x = sequence.x[:, t]  # (B, I)
-        y, new = checked_step(cell, x, state, noise)
+        y, new = step(cell, x, state, noise)
         if sequence.lengths is not None:
             new = choose(t < sequence.lengths, new, state)
         state = type(sequence.state)(*new)

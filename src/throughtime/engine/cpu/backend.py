@@ -99,10 +99,18 @@ def surroundings() -> str:
         return "derivatives are taken in forward mode"
     if in_transform() and any(level.key() not in TRANSFORMS for level in torch._C._functorch.get_interpreter_stack()):
         return "it is inside a transform of torch.func other than grad, vjp and vmap"
-    if torch._C._get_tracing_state() is not None or any(map(torch._C._get_dispatch_mode, TRACERS)):
-        return "PyTorch's operations are being written down, and tensors may have no numbers"
+    why = written_down()
+    if why:
+        return why
     if torch.nn.modules.module._has_any_global_hook():
         return "hooks are set on all modules, which a kernel would not call"
+    return ""
+
+
+def written_down() -> str:
+    """Why steps have to run as they are written, or nothing: a tracer looks on, and there may be no numbers."""
+    if torch._C._get_tracing_state() is not None or any(map(torch._C._get_dispatch_mode, TRACERS)):
+        return "PyTorch's operations are being written down, and tensors may have no numbers"
     return ""
 
 
@@ -294,9 +302,9 @@ def _borders(sequence: Sequence) -> Tensor:
     return resets[..., None]
 
 
-def describe(cell: Cell, noise: Any) -> str:
+def describe(cell: Cell) -> str:
     """The stages of a cell's kernels, in words."""
-    prepared = prepare(cell, widths_of(noise))
+    prepared = prepare(cell, widths_of(cell.noise(1, 1)))
     assert isinstance(prepared, Prepared)
     step = prepared.step
     assert step.prologue is not None
