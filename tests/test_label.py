@@ -76,6 +76,16 @@ def test_from_files_to_labels(data: Path, trained: Path, tmp_path: Path, run: Ru
     assert "What is taken for what" in page
 
 
+def test_an_intent_that_words_vote_for(data: Path, tmp_path: Path) -> None:
+    settings = Settings(hidden=12, embedding=8, batch_size=8, intent=True, intent_pooling="vote", dropout=0.2)
+    trained = label.train(data, tmp_path / "run", settings, Training(epochs=15, optimizer="adam", learning_rate=0.02))
+    sentences = trained.read(put_parallel(tmp_path / "test", trips(20, seed=9)))
+    assert (trained.evaluate(sentences).intent_accuracy or 0) > 0.9
+    again = label.load(tmp_path / "run").predict_read(sentences)
+    assert again == trained.predict_read(sentences)
+    assert all(0 < (one.intent_probability or 0) <= 1 for one in again)
+
+
 def test_predictions_a_line_each(trained: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = "show flights from new york to boston\n\nwhat cost from denver to xyz\n"
     path = tmp_path / "lines"
@@ -367,7 +377,7 @@ def test_what_is_wrong_with_the_data_is_told(data: Path, tmp_path: Path, run: Ru
     told("a O\n\nb O\n", "there is no digit to keep; give --strip-digit too", "--keep-digit")
     told("a NN\n\nb VB\n", "its labels spell no spans to swap", "--swap-spans", 0.5)
     told("a O\n\nb O\n", "swap spans must be at least 0 and at most 1, not 2", "--swap-spans", 2)
-    told("a O\n\nb O\n", "intent pooling must be one of last, mean, max, attention", "--intent-pooling", "sum")
+    told("a O\n\nb O\n", "intent pooling must be one of last, mean, max, attention, vote", "--intent-pooling", "sum")
 
 
 def test_labels_unseen_in_training_are_counted_as_missed(trained: Path, tmp_path: Path) -> None:

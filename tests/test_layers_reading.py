@@ -15,6 +15,7 @@ from throughtime.layers import (
     Recurrent,
     TokenFeatures,
     Tokens,
+    Votes,
     Windows,
 )
 
@@ -57,6 +58,31 @@ def test_pooling_tells_what_it_does_not_know() -> None:
         Pooling("sum", 3)
     with pytest.raises(ValueError, match="3 features are not those of 2 directions"):
         Pooling("last", 3, 2)
+
+
+def test_votes_are_the_mean_of_what_the_real_steps_say() -> None:
+    votes = Votes(6, 4).double()
+    y, lengths, classes = (
+        torch.randn(4, 5, 6, dtype=torch.float64),
+        torch.tensor([5, 2, 0, 1]),
+        torch.tensor([3, 0, 1, 2]),
+    )
+    y[1, 2:], y[2], y[3, 1:] = torch.nan, torch.nan, torch.nan
+    found, cost = votes(y, lengths), votes.cost(y, lengths, classes)
+    wanted = torch.zeros((), dtype=torch.float64)
+    for row, length in enumerate(lengths.tolist()):
+        said = votes.output(y[row, :length]) if length else votes.output.bias[None]
+        torch.testing.assert_close(found[row].exp(), said.softmax(-1).mean(0))
+        wanted = wanted + torch.nn.functional.cross_entropy(said, classes[row].expand(len(said)))
+    torch.testing.assert_close(cost, wanted)
+    torch.testing.assert_close(votes(y[:, :0], lengths * 0).exp(), votes.output.bias.softmax(0).expand(4, 4))
+
+
+def test_the_gradients_of_votes_are_those_of_finite_differences() -> None:
+    votes = Votes(3, 4).double()
+    y, lengths = torch.randn(3, 4, 3, dtype=torch.float64, requires_grad=True), torch.tensor([4, 0, 2])
+    assert torch.autograd.gradcheck(lambda y: votes(y, lengths), (y,))
+    assert torch.autograd.gradcheck(lambda y: votes.cost(y, lengths, torch.tensor([1, 0, 3])), (y,))
 
 
 def test_windows_hold_the_neighbours_within_the_length() -> None:

@@ -7,6 +7,7 @@ from throughtime.layers.foretelling import Foretelling
 from throughtime.layers.pooling import POOLINGS, Pooling
 from throughtime.layers.recurrent import Recurrent
 from throughtime.layers.tokens import TokenFeatures, Tokens
+from throughtime.layers.votes import Votes
 from throughtime.layers.windows import Windows
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "Recurrent",
     "TokenFeatures",
     "Tokens",
+    "Votes",
     "Windows",
 ]

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from throughtime.data.spans import may_follow
-from throughtime.layers import CRF, Foretelling, LockedDropout, Pooling, Recurrent, TokenFeatures, Tokens
+from throughtime.layers import (
+    CRF,
+    POOLINGS,
+    Foretelling,
+    LockedDropout,
+    Pooling,
+    Recurrent,
+    TokenFeatures,
+    Tokens,
+    Votes,
+)
+
+INTENT_POOLINGS = (*POOLINGS, "vote")
 
 
 class Tagger(nn.Module):
@@ -28,7 +40,7 @@ class Tagger(nn.Module):
         scheme: they are written in.
         crf: whether labels are judged as a whole sequence; their scheme is then kept to.
         intents: how many there are; 0 for none.
-        intent_pooling: what becomes of the steps, for the intent; a name of `layers.POOLINGS`.
+        intent_pooling: what becomes of the steps, for the intent: a name of `layers.POOLINGS`, or "vote", for `Votes`.
         directions: of ``recurrent``.
         dropout: of the layers' outputs.
         locked: what is dropped of them is so at all steps.
@@ -59,8 +71,10 @@ class Tagger(nn.Module):
         width = recurrent.output_size
         self.output = nn.Linear(width, len(labels))
         self.crf = CRF(len(labels), *may_follow(labels, scheme)) if crf else None
-        self.intent = nn.Linear(width, intents) if intents else None
-        self.pooling = Pooling(intent_pooling if intents else "max", width, directions)
+        voted, pooled = intents and intent_pooling == "vote", intents and intent_pooling != "vote"
+        self.votes = Votes(width, intents) if voted else None
+        self.intent = nn.Linear(width, intents) if pooled else None
+        self.pooling = Pooling(intent_pooling if pooled else "max", width, directions)
         self.foretelling, self.foretelling_weight = foretelling, foretelling_weight
 
     def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
@@ -77,10 +91,10 @@ class Tagger(nn.Module):
 
     def _judged(self, y: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         intent = None if self.intent is None else self.intent(self.pooling(y, lengths)[0])
-        return self.output(y), intent
+        return self.output(y), intent if self.votes is None else self.votes(y, lengths)
 
     def cost(self, tokens: Tokens, labels: Tensor, intents: Tensor | None) -> Tensor:
-        """The sum over sentences of -ln p(labels) and -ln p(intent): labels (B, T), intents (B,).
+        """The sum over sentences of -ln p(labels) and of what the intent costs: labels (B, T), intents (B,).
 
         To it comes what the words cost that are foretold, times its weight.
         """
@@ -90,7 +104,9 @@ class Tagger(nn.Module):
             cost = -self.crf.log_likelihood(scores, labels, tokens.lengths).sum()
         else:
             cost = nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="sum")
-        if intent is not None and intents is not None:
+        if self.votes is not None and intents is not None:
+            cost = cost + self.votes.cost(y, tokens.lengths, intents)
+        elif intent is not None and intents is not None:
             cost = cost + nn.functional.cross_entropy(intent, intents, reduction="sum")
         if self.foretelling is not None:
             cost = cost + self.foretelling_weight * self.foretelling(y, tokens.words, tokens.lengths)

@@ -10,8 +10,8 @@ from throughtime.data.index import WordIndex
 from throughtime.data.sentences import FORMATS, Columns, Sentence, format_of, read_sentences, width_of_conll
 from throughtime.data.spans import SCHEMES
 from throughtime.errors import UserError
-from throughtime.layers import POOLINGS, Foretelling, Recurrent
-from throughtime.tasks.label_network import Tagger
+from throughtime.layers import Foretelling, Recurrent
+from throughtime.tasks.label_network import INTENT_POOLINGS, Tagger
 from throughtime.tasks.reading import ReadingSettings, setting
 
 
@@ -38,7 +38,7 @@ class Settings(ReadingSettings):
         0.0, "What it counts, beside the labels, to foretell the words to come and gone, in training (Rei 2017)."
     )
     intent: bool = setting(False, "Learn the label of the whole sentence too (parallel files).")
-    intent_pooling: str = setting("max", f"One vector for the sentence, for its intent: {', '.join(POOLINGS)}.")
+    intent_pooling: str = setting("max", f"What becomes of the words, for the intent: {', '.join(INTENT_POOLINGS)}.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,8 +46,8 @@ class Settings(ReadingSettings):
             raise UserError(f"format {self.format!r} is unknown; choose one of auto, {', '.join(FORMATS)}")
         if self.scheme not in ("auto", *SCHEMES):
             raise UserError(f"scheme {self.scheme!r} is unknown; choose one of auto, {', '.join(SCHEMES)}")
-        if self.intent_pooling not in POOLINGS:
-            raise UserError(f"intent pooling must be one of {', '.join(POOLINGS)}, not {self.intent_pooling!r}")
+        if self.intent_pooling not in INTENT_POOLINGS:
+            raise UserError(f"intent pooling must be one of {', '.join(INTENT_POOLINGS)}, not {self.intent_pooling!r}")
         if not 0 <= self.swap_spans <= 1:
             raise UserError(f"swap spans must be at least 0 and at most 1, not {self.swap_spans:g}")
         if not 0 <= self.language_model_weight < float("inf"):
