@@ -239,6 +239,26 @@ FUNCTIONS = {
     "threshold": lambda x: nn.functional.threshold(x, 0.1, -3.0),
     "hardshrink": lambda x: nn.functional.hardshrink(x, 0.3),
     "softshrink": lambda x: nn.functional.softshrink(x, 0.3),
+    "tan": lambda x: torch.tan(x / 24),
+    "asin": lambda x: torch.asin(x / 31),
+    "atan": torch.atan,
+    "sinh": lambda x: torch.sinh(x / 8),
+    "cosh": lambda x: torch.cosh(x / 8),
+    "asinh": torch.asinh,
+    "atanh": lambda x: torch.atanh(x / 31),
+    "erf": torch.erf,
+    "gelu": nn.functional.gelu,
+    "log1p": lambda x: torch.log1p(x * x),
+    "expm1": lambda x: torch.expm1(x / 8),
+    "floor": lambda x: x * torch.floor(x),
+    "ceil": lambda x: x * torch.ceil(x),
+    "trunc": lambda x: x * torch.trunc(x),
+    "round": lambda x: x * torch.round(x),
+    "prelu": lambda x: nn.functional.prelu(x, torch.full((1,), 0.25, dtype=x.dtype)),
+    "clamp by tensors": lambda x: torch.clamp(x, -x * x, 0.5 * x),
+    "a truth as a number": lambda x: (x > 0.3).to(x.dtype) * x * x,
+    "a number as a truth": lambda x: torch.where(x.relu().bool(), x * x, -x),
+    "detach": lambda x: x * x.detach(),
 }
 
 
@@ -267,6 +287,88 @@ def test_what_is_not_a_number_stays_so_and_infinity_has_its_limit(name, dtype):
     close(y, FUNCTIONS[name](x), equal_nan=True, rtol=1e-6, atol=1e-30)
 
 
+class Rowwise(tt.Cell):
+    """h = tanh(f(W x + U h)): what is made of whole rows."""
+
+    def __init__(self, function):
+        super().__init__(3, 21)
+        self.input, self.recurrent, self.function = nn.Linear(3, 21), nn.Linear(21, 21), function
+
+    def step(self, x, state):
+        h = torch.tanh(self.function(self.input(x) + self.recurrent(state.h)))
+        return h, self.State(h)
+
+
+def in_place(a):
+    a += 1
+    a[:, :4] *= 2
+    a[:, 7] = 0.5
+    a[:, -2] = a[:, 0]
+    a[:, 15:] = a[:, :1]
+    nn.functional.relu(a[:, 3:9], inplace=True)
+    return a
+
+
+ROWWISE = {
+    "softmax": lambda a: a.softmax(-1) * a,
+    "log_softmax": lambda a: a.log_softmax(1),
+    "softmin": lambda a: nn.functional.softmin(a, 1),
+    "of large numbers": lambda a: (300 * a).softmax(-1) * a,
+    "logsumexp": lambda a: a - a.logsumexp(-1, keepdim=True),
+    "amax": lambda a: a / (1 + a.amax(1, keepdim=True) ** 2),
+    "amin": lambda a: a - a.amin(-1, True),
+    "shared by equals": lambda a: a - torch.cat([a, a], 1).amax(1, keepdim=True) * a.relu().amin(1)[:, None],
+    "norm": lambda a: a / a.norm(dim=1, keepdim=True),
+    "norm 1": lambda a: a / a.norm(1, dim=-1, keepdim=True),
+    "norm inf": lambda a: a / a.norm(torch.inf, dim=-1, keepdim=True),
+    "norm of nothing": lambda a: a + (a * 0).norm(dim=1, keepdim=True),
+    "normalize": lambda a: nn.functional.normalize(a, dim=1),
+    "rms_norm": lambda a: nn.functional.rms_norm(a, (21,)),
+    "glu": lambda a: torch.cat([nn.functional.glu(a[:, :20]), a[:, 10:]], 1),
+    "roll": lambda a: a.roll(3, 1) - a.roll(-2, -1) + a.roll(21, 1),
+    "one number a row": lambda a: a * (a.mean(1) + a[:, 3] * a.amax(-1))[:, None],
+    "zeros": lambda a: torch.cat([a[:, :20], a.new_zeros(a.shape[0], 1)], 1),
+    "expand": lambda a: a * a.sum(1, keepdim=True).expand(-1, 21),
+    "in place": in_place,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ROWWISE)
+def test_what_is_made_of_whole_rows(name, dtype):
+    torch.manual_seed(4)
+    cell = Rowwise(ROWWISE[name]).to(dtype)
+    x, state = torch.randn(5, 4, 3, dtype=dtype), cell.State(torch.randn(5, 21, dtype=dtype))
+
+    def run(backend):
+        return gradients(cell, x, state, lambda *a: tt.unroll(*a, backend=backend, lengths=[4, 1, 0, 3, 4])[0])
+
+    places = 1e-12 if dtype == torch.float64 else 1e-4
+    for ours, theirs in zip(run("cpu"), run("reference"), strict=True):
+        close(ours, theirs, rtol=places, atol=places)
+
+
+def test_the_largest_of_a_row_is_no_number_where_one_is_none():
+    class Largest(tt.Cell):
+        def step(self, x, state):
+            y = torch.cat([x.amax(1, keepdim=True), x.amin(1, keepdim=True)], 1)
+            return y, self.State(y)
+
+    x = torch.randn(40, 1, 39)
+    x[torch.arange(39), 0, torch.arange(39)] = torch.tensor([torch.nan, torch.inf, -torch.inf]).repeat(13)
+    y, _ = tt.unroll(Largest(39, 2), x, backend="cpu")
+    assert torch.equal(y[:, 0, 0].isnan(), x[:, 0].isnan().any(1))
+    close(y[:, 0], torch.stack([x[:, 0].amax(1), x[:, 0].amin(1)], 1), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "mixed", [lambda a: a + a.sum(1), lambda a: a.sum(1) * a[:, :1], lambda a: torch.outer(a[:, 0], a[0])]
+)
+def test_one_number_a_sequence_is_not_taken_for_a_row(mixed):
+    cell = Rowwise(lambda a: mixed(a[:, : len(a)]).sum(1, keepdim=True) + a)  # a batch of any size fits
+    assert "(B,)" in tt.explain(cell).refusals["cpu"] or "batch" in tt.explain(cell).refusals["cpu"]
+
+
 def test_a_network_that_diverges_shows_it():
     cell, x, state = case("lstm", 2, 6)
     with torch.no_grad():
@@ -288,6 +390,11 @@ class Doubled(torch.autograd.Function):
         return 2 * g
 
 
+@torch.no_grad()
+def without_gradient(h):
+    return h * 1.0
+
+
 class Odd(tt.cells.Elman):
     """An Elman network with something done to its new state."""
 
@@ -305,7 +412,7 @@ class Odd(tt.cells.Elman):
     ("odd", "why"),
     [
         (Doubled.apply, "does not give what its operations give"),
-        (lambda h: h.detach() + h * 0, "detach"),
+        (lambda h: without_gradient(h) + h * 0, "does not give what its operations give"),
         (lambda h: h + torch.randn_like(h), "rand"),
         (lambda h: h - h.mean(0, keepdim=True), "batch"),
         (lambda h: h.cumsum(0), "cumsum"),

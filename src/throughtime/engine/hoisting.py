@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -94,7 +95,8 @@ def hoisted_products(cell: Cell) -> list[str]:
     """The products that leave the loop, found by two steps over zeros."""
     tensors = {name: p.detach().clone() for name, p in (*cell.named_parameters(), *cell.named_buffers())}
     copy = standing_in(cell, tensors)  # a step that counts, counts in the copy
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the step thinks of zeros
         state, noise = copy.initial_state(1), copy.noise(1, 2)
         x = state[0].new_zeros(1, 2, cell.input_size)
         sequence = Sequence(x, state, state, noise, None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -44,6 +45,15 @@ def _tanh(graph: Graph, v: Node, g: Node) -> list[Node | None]:
     return [graph.apply("mul", g, graph.apply("sub", 1.0, graph.apply("mul", v, v)))]
 
 
+def _squared(graph: Graph, a: Node) -> Node:
+    return graph.apply("mul", a, a)
+
+
+def _error_function(graph: Graph, v: Node, g: Node) -> list[Node | None]:
+    bell = graph.apply("exp", graph.apply("neg", _squared(graph, v.arguments[0])))
+    return [graph.apply("mul", g, graph.apply("mul", bell, 2 / math.sqrt(math.pi)))]
+
+
 RULES: dict[str, Rule] = {
     "add": lambda graph, v, g: [g, g],
     "sub": lambda graph, v, g: [g, graph.apply("neg", g)],
@@ -63,11 +73,30 @@ RULES: dict[str, Rule] = {
     "softplus": lambda graph, v, g: [graph.apply("mul", g, graph.apply("sigmoid", v.arguments[0]))],
     "sin": lambda graph, v, g: [graph.apply("mul", g, graph.apply("cos", v.arguments[0]))],
     "cos": lambda graph, v, g: [graph.apply("neg", graph.apply("mul", g, graph.apply("sin", v.arguments[0])))],
+    "tan": lambda graph, v, g: [graph.apply("mul", g, graph.apply("add", 1.0, _squared(graph, v)))],
+    "asin": lambda graph, v, g: [
+        graph.apply("div", g, graph.apply("sqrt", graph.apply("sub", 1.0, _squared(graph, v.arguments[0]))))
+    ],
+    "atan": lambda graph, v, g: [graph.apply("div", g, graph.apply("add", 1.0, _squared(graph, v.arguments[0])))],
+    "sinh": lambda graph, v, g: [graph.apply("mul", g, graph.apply("cosh", v.arguments[0]))],
+    "cosh": lambda graph, v, g: [graph.apply("mul", g, graph.apply("sinh", v.arguments[0]))],
+    "asinh": lambda graph, v, g: [
+        graph.apply("div", g, graph.apply("sqrt", graph.apply("add", 1.0, _squared(graph, v.arguments[0]))))
+    ],
+    "atanh": lambda graph, v, g: [graph.apply("div", g, graph.apply("sub", 1.0, _squared(graph, v.arguments[0])))],
+    "erf": _error_function,
+    "log1p": lambda graph, v, g: [graph.apply("div", g, graph.apply("add", 1.0, v.arguments[0]))],
+    "expm1": lambda graph, v, g: [graph.apply("mul", g, graph.apply("add", 1.0, v))],
+    "floor": lambda graph, v, g: [None],
+    "ceil": lambda graph, v, g: [None],
+    "trunc": lambda graph, v, g: [None],
+    "roundeven": lambda graph, v, g: [None],
     "greater": lambda graph, v, g: [None, None],
     "greater_equal": lambda graph, v, g: [None, None],
     "equal": lambda graph, v, g: [None, None],
     "where": _where,
     "spread": lambda graph, v, g: [g],
+    "still": lambda graph, v, g: [None],
 }
 
 
@@ -126,6 +155,9 @@ def differentiate(graph: Graph, seeds: Iterable[tuple[Node, Node]]) -> Adjoint:
                 first += part.width
         elif node.op == "sum":
             add(node.arguments[0], g)
+        elif node.op == "largest":
+            there = graph.apply("equal", node.arguments[0], node)
+            add(node.arguments[0], graph.apply("mul", there, graph.apply("div", g, graph.sum(there))))  # equals share
         else:
             for argument, by_argument in zip(node.arguments, RULES[node.op](graph, node, g), strict=True):
                 if by_argument is not None:

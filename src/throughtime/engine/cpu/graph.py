@@ -38,11 +38,32 @@ POINTWISE: dict[str, Callable[..., Tensor]] = {
     "softplus": torch.nn.functional.softplus,
     "sin": torch.sin,
     "cos": torch.cos,
+    "tan": torch.tan,
+    "asin": torch.asin,
+    "atan": torch.atan,
+    "sinh": torch.sinh,
+    "cosh": torch.cosh,
+    "asinh": torch.asinh,
+    "atanh": torch.atanh,
+    "erf": torch.erf,
+    "log1p": torch.log1p,
+    "expm1": torch.expm1,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "trunc": torch.trunc,
+    "roundeven": torch.round,
     "greater": lambda a, b: (a > b).to(a.dtype),  # 1 or 0
     "greater_equal": lambda a, b: (a >= b).to(a.dtype),
     "equal": lambda a, b: (a == b).to(a.dtype),
     "where": lambda condition, a, b: torch.where(condition != 0, a, b),
     "spread": lambda a: a,  # a value of width 1 in each of ``width`` columns
+    "still": torch.Tensor.detach,  # the value itself, whose derivative is taken as zero
+}
+
+# Of a row's columns, one number.
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda a: a.sum(-1, keepdim=True),
+    "largest": lambda a: a.amax(-1, keepdim=True),
 }
 
 
@@ -60,6 +81,7 @@ class Node:
     slice  first column                  ``width`` columns of the argument
     concat                               the arguments side by side
     sum                                  the sum over the argument's columns
+    largest                              the largest of the argument's columns
     ...                                  a pointwise operation on the arguments
     ====== ============================= ==================================================
     """
@@ -107,11 +129,14 @@ class Graph:
     def sum(self, source: Node) -> Node:
         return source if source.width == 1 else self.node("sum", [source])
 
+    def largest(self, source: Node) -> Node:
+        return source if source.width == 1 else self.node("largest", [source])
+
     def spread(self, source: Node, width: int) -> Node:
         return source if source.width == width else self.node("spread", [source], width)
 
     def concat(self, parts: Iterable[Node]) -> Node:
-        parts = tuple(parts)
+        parts = tuple(inner for part in parts for inner in (part.arguments if part.op == "concat" else [part]))
         return parts[0] if len(parts) == 1 else self.node("concat", parts, sum(p.width for p in parts))
 
     def slice(self, source: Node, first: int, width: int) -> Node:
@@ -209,8 +234,8 @@ def evaluate(
         elif node.op == "concat":
             rows = torch.broadcast_shapes(*(a.shape[:-1] for a in arguments))
             value = torch.cat([a.expand(*rows, a.shape[-1]) for a in arguments], dim=-1)
-        elif node.op == "sum":
-            value = arguments[0].sum(-1, keepdim=True)
+        elif node.op in REDUCTIONS:
+            value = REDUCTIONS[node.op](*arguments)
         else:
             value = POINTWISE[node.op](*arguments)
             if node.op == "spread":

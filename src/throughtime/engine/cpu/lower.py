@@ -10,6 +10,7 @@ a barrier after each statement. Either way each number is made by the same opera
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from throughtime.engine.cpu.graph import Node
 from throughtime.engine.cpu.program import Backward, MatrixGradient, Program, input_widths
 from throughtime.engine.cpu.schedule import Location, Map, Product, Schedule, Total
 from throughtime.engine.cpu.threads import emit_barrier
-from throughtime.engine.cpu.vectormath import constant, pointwise
+from throughtime.engine.cpu.vectormath import constant, pointwise, reduced
 
 
 class Words:
@@ -305,16 +306,20 @@ class Kernel:
             row = Row(self, r, step, block_row, available)
             row.reach(sources, [place.buffer for _, place in (*statement.sums, *statement.kept)])
             totals = [f.slot(t.vector) for _ in sources]
-            for total in totals:
-                f.set(total, t.vector, "zeroinitializer")
+            kinds = [
+                ("add", "zeroinitializer") if node.op == "sum" else ("max", constant(f, -math.inf))
+                for node, _ in statement.sums
+            ]
+            for total, (_, nothing) in zip(totals, kinds, strict=True):
+                f.set(total, t.vector, nothing)
 
             def add(column: str, mask: str | None) -> None:
                 row.values.clear()
-                for total, source in zip(totals, sources, strict=True):
+                for total, source, (op, nothing) in zip(totals, sources, kinds, strict=True):
                     value = row.value(source, column, mask)
                     if mask is not None:
-                        value = f.let(f"select <{t.lanes} x i1> {mask}, {t.vector} {value}, {t.vector} zeroinitializer")
-                    f.set(total, t.vector, pointwise(f, "add", [f.get(total, t.vector), value]))
+                        value = f.let(f"select <{t.lanes} x i1> {mask}, {t.vector} {value}, {t.vector} {nothing}")
+                    f.set(total, t.vector, pointwise(f, op, [f.get(total, t.vector), value]))
                 for node, place in statement.kept:
                     f.vstore(row.value(node, column, mask), f.at(row.address[place.buffer], column), mask)
 
@@ -323,13 +328,8 @@ class Kernel:
                 add(column, None)
             if whole < statement.width:
                 add(str(whole), _mask(t, statement.width - whole))
-            for total, (_, place) in zip(totals, statement.sums, strict=True):
-                scalar = f.call(
-                    f"llvm.vector.reduce.fadd.{t.suffix}",
-                    t.real,
-                    (t.real, "0.0"),
-                    (t.vector, f.get(total, t.vector)),
-                )
+            for total, (node, place) in zip(totals, statement.sums, strict=True):
+                scalar = reduced(f, node.op, f.get(total, t.vector))
                 f.store(scalar, f.at(row.address[place.buffer], place.column))
 
     # matrices into panels

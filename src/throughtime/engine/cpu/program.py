@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from throughtime.engine.cpu.adjoint import differentiate
-from throughtime.engine.cpu.graph import Node, walk
+from throughtime.engine.cpu.graph import REDUCTIONS, Node, walk
 from throughtime.engine.cpu.schedule import Location, Product, Schedule, Statement, Store, Total, schedule
 from throughtime.engine.cpu.trace import Step
 
@@ -240,7 +240,7 @@ def _choose_saved(step: Step, roots: list[Node], sources: list[Node]) -> dict[No
         """Whether a value is found again without products, sums, or costly functions of them."""
         if node in free or node in saved:
             return True
-        if node.op in ("mm", "sum"):
+        if node.op == "mm" or node.op in REDUCTIONS:
             return False
         return all(cheap(a) for a in node.arguments)
 

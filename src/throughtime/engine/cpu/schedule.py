@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from throughtime.engine.cpu.graph import Node
+from throughtime.engine.cpu.graph import REDUCTIONS, Node
+from throughtime.engine.cpu.vectormath import LIBRARY
 
-COSTLY = {"div", "exp", "log", "sqrt", "sigmoid", "tanh", "softplus", "sin", "cos"}
+COSTLY = {"div", "exp", "log", "sqrt", "sigmoid", "tanh", "softplus", "sin", "cos", *LIBRARY}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over the columns of expressions of one width.
+    """Sums over the columns of expressions of one width, or the largest of them.
 
     ``kept``: costly values in these expressions that later statements of the round would make again.
     """
@@ -117,7 +118,7 @@ def schedule(stores: Iterable[Store], given: dict[Node, Location], dense: set[st
                 plan.statements.append(Product(node, place, matrix, transposed, destination))
         groups: dict[tuple[int, int], list[tuple[Node, Location]]] = {}
         for node in made:
-            if node.op == "sum" and levels[node] == level:
+            if node.op in REDUCTIONS and levels[node] == level:
                 destination = Location(f"value.{node.order}")
                 plan.scratch[destination.buffer] = 1
                 key = (ranks[node], node.arguments[0].width)
@@ -215,7 +216,7 @@ def _ranks(order: list[Node], levels: dict[Node, int], given: dict[Node, Locatio
     ranks: dict[Node, int] = {}
     for node in order:
         behind = [] if node in given else [ranks[a] for a in node.arguments if levels[a] == levels[node]]
-        ranks[node] = max(behind, default=0) + (node.op == "sum" and node not in given)
+        ranks[node] = max(behind, default=0) + (node.op in REDUCTIONS and node not in given)
     return ranks
 
 

@@ -15,9 +15,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from throughtime.cells.cell import Cell, checked_step
 from throughtime.engine.cpu.complex_numbers import Pair, complex_operation, real_fields, real_parts, rejoined
 from throughtime.engine.cpu.graph import Graph, Node, Untraceable, evaluate
+from throughtime.engine.cpu.operations import HANDLERS, ROWS, TO_COLUMNS, fill
 
 aten = torch.ops.aten
-ROWS = 7  # sequences in the batch that is traced: any number that no cell would name
 OTHER_ROWS = 5  # in the one that is checked: a step into which the first number has found its way shows then
 
 
@@ -139,15 +139,24 @@ def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
             aten.addcmul, aten.mish, aten.hardswish,
         ]
     )  # fmt: skip
+
+    def written_down(run: Callable) -> fx.GraphModule:
+        options = {"decomposition_table": cast(Any, table), "tracing_mode": "fake", "_allow_non_fake_inputs": True}
+        return make_fx(run, **options)(tensors, x, state, draws)
+
     try:
-        traced = make_fx(run, decomposition_table=cast(Any, table), tracing_mode="fake", _allow_non_fake_inputs=True)(
-            tensors, x, state, draws
-        )
+        traced = written_down(run)
+        if any(_changes_in_place(node) for node in traced.graph.nodes):
+            traced = written_down(torch.func.functionalize(run))
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise Untraceable(f"its step cannot be traced: {str(error).splitlines()[0]}") from error
-    step = _Reader(traced, list(tensors), real_fields(initial), len(draws)).read()
+    step = Reader(traced, list(tensors), real_fields(initial), len(draws)).read()
     _check(step, run, tensors, x, state, draws)
     return step
+
+
+def _changes_in_place(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _check(
@@ -193,7 +202,7 @@ def _check(
                 raise Untraceable("its step, run again, does not give what its operations give")
 
 
-class _Reader:
+class Reader:
     """Reads PyTorch's graph into ours."""
 
     def __init__(self, traced: fx.GraphModule, names: list[str], fields: tuple[str, ...], noise: int) -> None:
@@ -261,9 +270,9 @@ class _Reader:
             raise Untraceable(f"{value.target}, a number read out of a tensor")
         if made.is_complex() and not part:
             raise Untraceable("a complex value where kernels know real ones alone")
-        fill = _fill(value)
-        if fill is not None:
-            return self.graph.const(fill)
+        full_of = fill(value)
+        if full_of is not None:
+            return self.graph.const(full_of)
         if made.dim() > 1 and made.shape[0] != 1:
             raise Untraceable(f"a parameter of shape {tuple(made.shape)} outside a matrix product")
         number = self.vectors.setdefault((value, part), len(self.vectors))
@@ -304,6 +313,10 @@ class _Reader:
         tensors = [a for a in (node, *node.all_input_nodes) if isinstance(a.meta["val"], Tensor)]
         if any(isinstance(self.values.get(a), Pair) or a.meta["val"].is_complex() for a in tensors):
             return self.complex_value(node)
+        alone = [a for a in tensors[1:] if a in self.values and a.meta["val"].dim() == 1]  # (B,)
+        others = [a for a in tensors[1:] if a not in alone and a.meta["val"].numel() > 1]
+        if alone and target not in TO_COLUMNS and (others or node.meta["val"].dim() != 1):
+            raise Untraceable(f"{target} of one number for each sequence, (B,), and more; (B, 1) would be clear")
         handler = HANDLERS.get(target)
         if handler is None:
             raise Untraceable(f"{target} is not among its operations")
@@ -340,351 +353,3 @@ class _Reader:
             results.append(matrix)
         graph.output(tuple(results))
         return fx.GraphModule(self.traced, graph)
-
-
-FILLS: dict[Any, float] = dict.fromkeys((aten.zeros, aten.zeros_like, aten.new_zeros), 0.0)
-FILLS |= dict.fromkeys((aten.ones, aten.ones_like, aten.new_ones), 1.0)
-
-
-def _fill(node: Any) -> float | None:
-    """The number that a tensor of one number is full of, whatever its shape."""
-    if node.target in (aten.full.default, aten.full_like.default, aten.new_full.default):
-        return float(node.args[1] if node.target is not aten.new_full.default else node.args[2])
-    return FILLS.get(getattr(node.target, "overloadpacket", None))
-
-
-Handler = Callable[[_Reader, Any], Any]
-HANDLERS: dict[Any, Handler] = {}
-
-
-def handles(*targets: Any) -> Callable[[Handler], Handler]:
-    def register(handler: Handler) -> Handler:
-        HANDLERS.update(dict.fromkeys(targets, handler))
-        return handler
-
-    return register
-
-
-def _pointwise(op: str, *targets: Any) -> None:
-    def handler(reader: _Reader, node: Any) -> Node:
-        return reader.graph.apply(op, *(reader.row(a) for a in node.args))
-
-    HANDLERS.update(dict.fromkeys(targets, handler))
-
-
-_pointwise("mul", aten.mul.Tensor, aten.mul.Scalar)
-_pointwise("div", aten.div.Tensor, aten.div.Scalar)
-_pointwise("neg", aten.neg.default)
-_pointwise("abs", aten.abs.default)
-_pointwise("sign", aten.sign.default)
-_pointwise("max", aten.maximum.default)
-_pointwise("min", aten.minimum.default)
-_pointwise("relu", aten.relu.default)
-_pointwise("exp", aten.exp.default)
-_pointwise("log", aten.log.default)
-_pointwise("sqrt", aten.sqrt.default)
-_pointwise("sigmoid", aten.sigmoid.default)
-_pointwise("tanh", aten.tanh.default)
-_pointwise("sin", aten.sin.default)
-_pointwise("cos", aten.cos.default)
-_pointwise("greater", aten.gt.Tensor, aten.gt.Scalar)
-_pointwise("greater_equal", aten.ge.Tensor, aten.ge.Scalar)
-_pointwise("equal", aten.eq.Tensor, aten.eq.Scalar)
-_pointwise("where", aten.where.self)
-
-
-@handles(aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
-def _full(reader: _Reader, node: Any) -> Node:
-    value = _fill(node)
-    assert value is not None
-    return reader.graph.spread(reader.graph.const(value), node.meta["val"].shape[1])
-
-
-@handles(aten.ne.Tensor, aten.ne.Scalar)
-def _not_equal(reader: _Reader, node: Any) -> Node:
-    equal = reader.graph.apply("equal", reader.row(node.args[0]), reader.row(node.args[1]))
-    return reader.graph.apply("sub", 1.0, equal)
-
-
-@handles(aten.logical_not.default, aten.bitwise_not.default)
-def _not(reader: _Reader, node: Any) -> Node:
-    return reader.graph.apply("equal", reader.row(node.args[0]), 0.0)
-
-
-@handles(aten.logical_and.default, aten.bitwise_and.Tensor)
-def _and(reader: _Reader, node: Any) -> Node:
-    return reader.graph.apply("mul", reader.row(node.args[0]), reader.row(node.args[1]))
-
-
-@handles(aten.logical_or.default, aten.bitwise_or.Tensor)
-def _or(reader: _Reader, node: Any) -> Node:
-    return reader.graph.apply("max", reader.row(node.args[0]), reader.row(node.args[1]))
-
-
-@handles(aten.lt.Tensor, aten.lt.Scalar)
-def _less(reader: _Reader, node: Any) -> Node:
-    return reader.graph.apply("greater", reader.row(node.args[1]), reader.row(node.args[0]))
-
-
-@handles(aten.le.Tensor, aten.le.Scalar)
-def _less_equal(reader: _Reader, node: Any) -> Node:
-    return reader.graph.apply("greater_equal", reader.row(node.args[1]), reader.row(node.args[0]))
-
-
-@handles(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
-def _add(reader: _Reader, node: Any) -> Node:
-    op = "add" if node.target in (aten.add.Tensor, aten.add.Scalar) else "sub"
-    other = reader.row(node.args[1])
-    alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
-    return reader.graph.apply(op, reader.row(node.args[0]), reader.graph.apply("mul", other, float(alpha)))
-
-
-@handles(aten.rsub.Tensor, aten.rsub.Scalar)
-def _rsub(reader: _Reader, node: Any) -> Node:
-    if len(node.args) > 2 or node.kwargs:
-        raise Untraceable("rsub with a factor")
-    return reader.graph.apply("sub", reader.row(node.args[1]), reader.row(node.args[0]))
-
-
-@handles(aten.rsqrt.default)
-def _rsqrt(reader: _Reader, node: Any) -> Node:
-    return reader.graph.apply("div", 1.0, reader.graph.apply("sqrt", reader.row(node.args[0])))
-
-
-@handles(aten.reciprocal.default)
-def _reciprocal(reader: _Reader, node: Any) -> Node:
-    return reader.graph.apply("div", 1.0, reader.row(node.args[0]))
-
-
-@handles(aten.square.default)
-def _square(reader: _Reader, node: Any) -> Node:
-    return reader.graph.apply("mul", reader.row(node.args[0]), reader.row(node.args[0]))
-
-
-@handles(aten.softplus.default)
-def _softplus(reader: _Reader, node: Any) -> Node:
-    if len(node.args) > 1 and node.args[1] != 1:
-        raise Untraceable("softplus with beta other than 1")
-    if len(node.args) > 2 and node.args[2] < 20:
-        raise Untraceable(f"softplus that is plain from {node.args[2]} on")
-    return reader.graph.apply("softplus", reader.row(node.args[0]))
-
-
-@handles(aten.pow.Tensor_Scalar)
-def _pow(reader: _Reader, node: Any) -> Node:
-    base, exponent = reader.row(node.args[0]), node.args[1]
-    if exponent == 0.5:
-        return reader.graph.apply("sqrt", base)
-    if exponent in (-1, -2, -3, -4):
-        base, exponent = reader.graph.apply("div", 1.0, base), -exponent
-    if exponent not in (1, 2, 3, 4):
-        raise Untraceable(f"a power of {exponent}")
-    result = base
-    for _ in range(int(exponent) - 1):
-        result = reader.graph.apply("mul", result, base)
-    return result
-
-
-@handles(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
-def _clamp(reader: _Reader, node: Any) -> Node:
-    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
-    high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
-    if node.target is aten.clamp_max.default:
-        low, high = None, low
-    result = reader.row(node.args[0])
-    if low is not None:
-        result = reader.graph.apply("max", result, float(low))
-    if high is not None:
-        result = reader.graph.apply("min", result, float(high))
-    return result
-
-
-@handles(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def _masked_fill(reader: _Reader, node: Any) -> Node:
-    x, mask, value = (reader.row(a) for a in node.args)
-    return reader.graph.apply("where", mask, value, x)
-
-
-@handles(aten.lerp.Scalar, aten.lerp.Tensor)
-def _lerp(reader: _Reader, node: Any) -> Node:
-    start, end, weight = (reader.row(a) for a in node.args)
-    g = reader.graph
-    return g.apply("add", start, g.apply("mul", weight, g.apply("sub", end, start)))
-
-
-@handles(aten.elu.default, aten.celu.default)
-def _elu(reader: _Reader, node: Any) -> Node:
-    x, g = reader.row(node.args[0]), reader.graph
-    given = tuple(float(a) for a in node.args[1:])
-    alpha, scale, input_scale = (given + (1.0, 1.0, 1.0)[len(given) :])[:3]
-    if node.target is aten.celu.default:
-        input_scale = 1.0 / alpha
-    below = g.apply("exp", g.apply("mul", g.apply("min", x, 0.0), input_scale))  # not infinite where it is not chosen
-    negative = g.apply("mul", g.apply("sub", below, 1.0), alpha * scale)
-    return g.apply("where", g.apply("greater", x, 0.0), g.apply("mul", x, scale), negative)
-
-
-@handles(aten.log_sigmoid_forward.default)
-def _log_sigmoid(reader: _Reader, node: Any) -> tuple[Node, None]:
-    g = reader.graph
-    return g.apply("neg", g.apply("softplus", g.apply("neg", reader.row(node.args[0])))), None
-
-
-@handles(aten.threshold.default)
-def _threshold(reader: _Reader, node: Any) -> Node:
-    x, g = reader.row(node.args[0]), reader.graph
-    return g.apply("where", g.apply("greater", x, float(node.args[1])), x, float(node.args[2]))
-
-
-@handles(aten.hardshrink.default, aten.softshrink.default)
-def _shrink(reader: _Reader, node: Any) -> Node:
-    x, g = reader.row(node.args[0]), reader.graph
-    edge = float(node.args[1]) if len(node.args) > 1 else 0.5
-    moved = edge if node.target is aten.softshrink.default else 0.0
-    low = g.apply("where", g.apply("greater", -edge, x), g.apply("add", x, moved), 0.0)
-    return g.apply("where", g.apply("greater", x, edge), g.apply("sub", x, moved), low)
-
-
-@handles(aten.mm.default)
-def _mm(reader: _Reader, node: Any) -> Node:
-    return _times(reader, *node.args)
-
-
-@handles(aten.addmm.default)
-def _addmm(reader: _Reader, node: Any) -> Node:
-    if node.kwargs:
-        raise Untraceable("addmm with factors")
-    bias, source, weight = node.args
-    return reader.graph.apply("add", _times(reader, source, weight), reader.row(bias))
-
-
-def _times(reader: _Reader, source: Any, weight: Any) -> Node:
-    """Source times a weight (K, N), which mostly is the transpose of a parameter."""
-    if weight.target is aten.t.default and weight in reader.fixed:
-        return reader.product(reader.row(source), weight.args[0], flipped=False)
-    return reader.product(reader.row(source), weight, flipped=True)
-
-
-@handles(aten.split.Tensor)
-def _split(reader: _Reader, node: Any) -> list[Node]:
-    width = node.args[0].meta["val"].shape[1]
-    size = node.args[1]
-    return _pieces(reader, node, [min(size, width - first) for first in range(0, width, size)])
-
-
-@handles(aten.split_with_sizes.default)
-def _split_with_sizes(reader: _Reader, node: Any) -> list[Node]:
-    return _pieces(reader, node, node.args[1])
-
-
-def _pieces(reader: _Reader, node: Any, sizes: Any) -> list[Node]:
-    _over_columns(node, node.args[2] if len(node.args) > 2 else 0)
-    source, pieces, first = reader.row(node.args[0]), [], 0
-    for size in sizes:
-        pieces.append(_columns(reader, source, first, size))
-        first += size
-    return pieces
-
-
-@handles(aten.slice.Tensor)
-def _slice(reader: _Reader, node: Any) -> Node:
-    source = reader.row(node.args[0])
-    given = node.args[1:]
-    dim = given[0] if given else 0
-    first = (given[1] if len(given) > 1 else None) or 0
-    stride = given[3] if len(given) > 3 else 1
-    if stride != 1:
-        raise Untraceable("a slice with a stride")
-    shape = node.args[0].meta["val"].shape
-    if dim == 0:
-        if node.meta["val"].shape == shape:
-            return source
-        raise Untraceable("a slice of the batch")
-    if first < 0:
-        first += shape[1]
-    return _columns(reader, source, first, node.meta["val"].shape[1])
-
-
-def _columns(reader: _Reader, source: Node, first: int, width: int) -> Node:
-    if not width:
-        raise Untraceable("a slice of no columns")
-    return reader.graph.slice(source, first, width)
-
-
-@handles(aten.cat.default)
-def _cat(reader: _Reader, node: Any) -> Node:
-    _over_columns(node.args[0][0], node.args[1] if len(node.args) > 1 else 0)
-    parts: list[Node] = []
-    for part in node.args[0]:
-        row = reader.row(part)
-        if part in reader.fixed:
-            raise Untraceable("a concatenation with a parameter")
-        parts.extend(row.arguments if row.op == "concat" else [row])
-    return reader.graph.concat(parts)
-
-
-def _over_columns(value: Any, dim: int) -> None:
-    if dim not in (1, -1):
-        raise Untraceable(f"{value.target} across the batch")
-
-
-def _reduced(reader: _Reader, node: Any, dims: Any, keep: bool) -> Node:
-    shape = node.args[0].meta["val"].shape
-    if dims is None or len(shape) != 2 or list(dims) not in ([1], [-1]):
-        raise Untraceable(f"{node.target} across the batch")
-    if not keep:
-        raise Untraceable(f"{node.target} without keepdim")
-    return reader.row(node.args[0])
-
-
-@handles(aten.sum.dim_IntList, aten.mean.dim)
-def _sum(reader: _Reader, node: Any) -> Node:
-    keep = node.args[2] if len(node.args) > 2 else False
-    source = _reduced(reader, node, node.args[1], keep)
-    total = reader.graph.sum(source)
-    if node.target is aten.mean.dim:
-        return reader.graph.apply("mul", total, 1.0 / source.width)
-    return total
-
-
-def _variance(reader: _Reader, node: Any, dims: Any) -> tuple[Node, Node]:
-    correction = node.kwargs.get("correction", 1)
-    source = _reduced(reader, node, dims, node.kwargs.get("keepdim", False))
-    if source.width <= correction:
-        raise Untraceable(f"a variance of {source.width} columns less {correction}")
-    g = reader.graph
-    mean = g.apply("mul", g.sum(source), 1.0 / source.width)
-    centred = g.apply("sub", source, mean)
-    total = g.sum(g.apply("mul", centred, centred))
-    return g.apply("mul", total, 1.0 / (source.width - float(correction))), mean
-
-
-@handles(aten.var_mean.correction)
-def _var_mean(reader: _Reader, node: Any) -> tuple[Node, Node]:
-    return _variance(reader, node, node.args[1])
-
-
-@handles(aten.var.correction)
-def _var(reader: _Reader, node: Any) -> Node:
-    return _variance(reader, node, node.args[1])[0]
-
-
-@handles(aten.std.correction)
-def _std(reader: _Reader, node: Any) -> Node:
-    return reader.graph.apply("sqrt", _variance(reader, node, node.args[1])[0])
-
-
-@handles(
-    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default, aten.clone.default,
-    aten.alias.default, aten._to_copy.default, aten.contiguous.default,
-)  # fmt: skip
-def _same(reader: _Reader, node: Any) -> Node:
-    given, made = node.args[0].meta["val"], node.meta["val"]
-    if given.shape != made.shape or given.dtype != made.dtype:
-        raise Untraceable(f"{node.target} from {tuple(given.shape)} to {tuple(made.shape)}")
-    return reader.row(node.args[0])
-
-
-@handles(aten.detach.default)
-def _detach(reader: _Reader, node: Any) -> Node:
-    raise Untraceable("detach, a gradient cut within the step")

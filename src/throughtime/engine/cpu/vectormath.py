@@ -21,6 +21,9 @@ EXP_SERIES = {
 }
 
 
+LIBRARY = ("tan", "asin", "atan", "sinh", "cosh", "asinh", "atanh", "erf", "log1p", "expm1")  # C's, number by number
+
+
 def literal(target: Target, value: float) -> str:
     """A number as LLVM writes it: the bits of the double, exact for both formats."""
     if target.real == "float" and abs(value) > 3.4028235e38:
@@ -55,6 +58,18 @@ def select(f: Function, condition: str, a: str, b: str) -> str:
 
 def unary_intrinsic(f: Function, name: str, x: str) -> str:
     return f.call(f"llvm.{name}.{f.target.suffix}", f.target.vector, (f.target.vector, x))
+
+
+def lane_by_lane(f: Function, name: str, x: str) -> str:
+    """A function of C's mathematical library of each number of a vector."""
+    t = f.target
+    name += "f" if t.real == "float" else ""
+    result = "poison"
+    for lane in range(t.lanes):
+        number = f.let(f"extractelement {t.vector} {x}, i32 {lane}")
+        value = f.call(name, t.real, (t.real, number))
+        result = f.let(f"insertelement {t.vector} {result}, {t.real} {value}, i32 {lane}")
+    return result
 
 
 def clamp(f: Function, x: str, low: float, high: float) -> str:
@@ -148,8 +163,10 @@ def pointwise(f: Function, op: str, arguments: list[str]) -> str:
         return f.let(f"fneg {f.target.vector} {arguments[0]}")
     if op in ("sigmoid", "tanh", "exp", "softplus", "relu"):
         return {"sigmoid": sigmoid, "tanh": tanh, "exp": exp, "softplus": softplus, "relu": relu}[op](f, arguments[0])
-    if op in ("sqrt", "log", "sin", "cos"):
+    if op in ("sqrt", "log", "sin", "cos", "floor", "ceil", "trunc", "roundeven"):
         return unary_intrinsic(f, op, arguments[0])
+    if op in LIBRARY:
+        return lane_by_lane(f, op, arguments[0])
     if op == "abs":
         return unary_intrinsic(f, "fabs", arguments[0])
     if op == "sign":
@@ -161,6 +178,20 @@ def pointwise(f: Function, op: str, arguments: list[str]) -> str:
         return truth(f, {"greater": "ogt", "greater_equal": "oge", "equal": "oeq"}[op], *arguments)
     if op == "where":
         return select(f, compare(f, "une", arguments[0], constant(f, 0.0)), arguments[1], arguments[2])
-    if op == "spread":
+    if op in ("spread", "still"):
         return arguments[0]
     raise AssertionError(op)
+
+
+def reduced(f: Function, op: str, vector: str) -> str:
+    """The lanes of a vector as one number: their sum, in order, or the largest of them, NaN where one is."""
+    t = f.target
+    if op == "sum":
+        return f.call(f"llvm.vector.reduce.fadd.{t.suffix}", t.real, (t.real, "0.0"), (t.vector, vector))
+    lanes = t.lanes
+    while lanes > 1:
+        lanes //= 2
+        order = ", ".join(f"i32 {(lane + lanes) % t.lanes}" for lane in range(t.lanes))
+        turned = f.let(f"shufflevector {t.vector} {vector}, {t.vector} poison, <{t.lanes} x i32> <{order}>")
+        vector = larger(f, vector, turned, "ogt")
+    return f.let(f"extractelement {t.vector} {vector}, i32 0")
