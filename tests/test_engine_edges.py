@@ -403,3 +403,21 @@ def test_numbers_that_float_does_not_hold():
     cell = Maths(lambda c, x, h: twice(torch.tanh(c.input(x) + c.recurrent(h) - 1e39)))
     x = torch.randn(2, 4, 3)
     close(tt.unroll(cell, x, backend="cpu")[0], tt.unroll(cell, x, backend="reference")[0])
+
+
+def test_a_disk_without_room_keeps_no_half_a_kernel(tmp_path, monkeypatch):
+    monkeypatch.setenv("THROUGHTIME_CACHE", str(tmp_path))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(machine.os, "replace", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        machine.write_cached("key", b"code")
+    assert not list(tmp_path.iterdir())
+
+
+def test_lengths_cannot_be_mapped_over():
+    cell, x, lengths = tt.cells.LSTM(3, 5), torch.randn(4, 2, 6, 3), torch.tensor([[6, 3], [1, 2], [0, 0], [6, 6]])
+    with pytest.raises(ValueError, match="one batch"):
+        torch.func.vmap(lambda x, lengths: tt.unroll(cell, x, lengths=lengths)[0])(x, lengths)

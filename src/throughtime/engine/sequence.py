@@ -62,6 +62,10 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
     if lengths is None:
         return None
     given, lengths = lengths, torch.as_tensor(lengths, device=x.device)
+    if torch._C._functorch.is_batchedtensor(lengths):
+        raise ValueError(
+            "lengths cannot be mapped over by vmap; give all sequences in one batch, (B,) lengths with them"
+        )
     if lengths is given:
         lengths = lengths.clone()  # the way back reads them too; a caller may fill the same tensor again till then
     if lengths.numel() == 0:

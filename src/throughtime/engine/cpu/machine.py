@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,8 +147,19 @@ def write_cached(key: str, code: bytes) -> None:
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file, _removed_on_failure(file.name):
             file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, folder / key)
+            file.close()
+            os.replace(file.name, folder / key)
     except (OSError, RuntimeError) as error:
         warnings.warn(f"the kernel cache cannot be written ({error}); kernels live for this run only", stacklevel=2)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: str) -> Iterator[None]:
+    """A full disk is not to keep what did not fit on it."""
+    try:
+        yield
+    except OSError:
+        Path(path).unlink(missing_ok=True)
+        raise
