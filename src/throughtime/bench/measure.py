@@ -50,7 +50,8 @@ def interleaved(
 ) -> list[float]:
     """The median seconds of each function, run turn by turn for about so many seconds, at least ``least`` turns.
 
-    ``rest``: seconds to wait before each, for threads that look out for work after the one before to go to sleep.
+    ``rest``: seconds to wait before each, for threads that look out for work after the one before to go to sleep; a
+    turn that is not timed then wakes its own, as in a loop of many.
     """
     for function in functions:  # compiles, and fills caches
         function()
@@ -59,7 +60,9 @@ def interleaved(
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < least:
         for function, taken in zip(functions, times, strict=True):
-            time.sleep(rest)
+            if rest:
+                time.sleep(rest)
+                function()
             start = time.perf_counter()
             function()
             taken.append(time.perf_counter() - start)
