@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import throughtime as tt
 from cases import CELLS, gradients, random_case
+from throughtime.engine import hoisting
 from throughtime.engine.hoisting import hoisted_products
 
 close = torch.testing.assert_close
@@ -266,6 +267,17 @@ class Compiled(tt.Cell):
     def step(self, x, state):
         h = compiled(x[:, :2] + state.h[:, :2])
         return h, self.State(h)
+
+
+def test_long_sequences_are_run_in_blocks(monkeypatch):
+    monkeypatch.setattr(hoisting, "BLOCK", 4)
+    torch.manual_seed(6)
+    cell, x = Own(chained).double(), torch.randn(3, 10, 3, dtype=torch.float64)
+    with torch.no_grad(), Products() as products:
+        tt.unroll(cell, x, backend="hoisted")
+    assert products.rows == Counter({12: 6, 6: 3, 3: 10})  # two blocks of four steps and one of two
+    alike(cell, x, cell.State(torch.randn(3, 5).double()), lengths=[10, 3, 7], return_states=True)
+    alike(*random_case("lstm-recurrent-dropout", batch=3, steps=10), reverse=True)
 
 
 @pytest.mark.parametrize("how", ["a part", "a function", "a part's own", "by name"])

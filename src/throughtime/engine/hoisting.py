@@ -19,12 +19,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from throughtime.cells.cell import Cell, checked_step, own_step
+from throughtime.cells.cell import Cell, at_step, checked_step, own_step
 from throughtime.engine import reference
 from throughtime.engine.cpu.backend import written_down
 from throughtime.engine.cpu.trace import flatten, standing_in
 from throughtime.engine.rowwise import GETTERS, PRODUCTS, ROWWISE, VIEWS, by_row, leaves_alone, tensors_in
 from throughtime.engine.sequence import Result, Sequence, run_forwards
+
+BLOCK = 256  # steps whose products are made at once
 
 
 def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
@@ -65,7 +67,8 @@ def _marked(value: Any) -> bool:
 @functools.lru_cache(256)
 def _reaches_compiled(kind: Any) -> bool:
     """Whether a method of a class is compiled, or what it calls by name."""
-    for function in filter(inspect.isfunction, vars(kind).values()):
+    own = [base for base in kind.__mro__ if not issubclass(torch.nn.Module, base)]
+    for function in (f for base in own for f in vars(base).values() if inspect.isfunction(f)):
         found = inspect.getclosurevars(function)
         if _marked(function) or any(map(_marked, (*found.globals.values(), *found.nonlocals.values()))):
             return True
@@ -82,7 +85,7 @@ def run(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
     if sequence.steps < 2:
         return reference.run(cell, sequence, return_states)
     return run_forwards(
-        lambda forwards: reference.loop(cell, forwards, return_states, Hoisting(cell, forwards).step), sequence
+        lambda forwards: reference.loop(cell, forwards, return_states, InBlocks(cell, forwards).step), sequence
     )
 
 
@@ -92,16 +95,15 @@ def describe(cell: Cell) -> str:
 
 
 def hoisted_products(cell: Cell) -> list[str]:
-    """The products that leave the loop, found by two steps over zeros."""
+    """The products that leave the loop, found by a step over zeros."""
     tensors = {name: p.detach().clone() for name, p in (*cell.named_parameters(), *cell.named_buffers())}
     copy = standing_in(cell, tensors)  # a step that counts, counts in the copy
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the step thinks of zeros
         state, noise = copy.initial_state(1), copy.noise(1, 2)
         x = state[0].new_zeros(1, 2, cell.input_size)
-        sequence = Sequence(x, state, state, noise, None, None)
-        hoisting = Hoisting(copy, sequence)
-        reference.loop(copy, sequence, False, hoisting.step)
+        hoisting = Hoisting(copy, [x, *flatten(noise)])
+        checked_step(copy, x[:, 0], state, at_step(noise, 0), hoisting.step)
     return hoisting.products
 
 
@@ -149,30 +151,48 @@ class Row(Tensor):
             return func(*args, **options)
 
 
-class Hoisting:
-    """The steps of one run of a cell, in order. What leaves time is what the first step calls."""
+class InBlocks:
+    """The steps of a run, so many at a time: what is made ahead of time needs no more room for a longer sequence."""
 
     def __init__(self, cell: Cell, sequence: Sequence) -> None:
-        self.batch, self.steps, self.step_now = sequence.batch_size, sequence.steps, -1
-        self.device = sequence.x.device.type
+        noise = flatten(sequence.noise)
+        parts = zip(*(tensor.split(BLOCK, dim=1) for tensor in (sequence.x, *noise)), strict=True)
+        self.blocks = (Hoisting(cell, list(block)) for block in parts)
+        self.block: Hoisting | None = None
+        self.left = 0  # steps of the block
+        self.worthwhile = True
+
+    def step(self, cell: Cell, x: Tensor, state: Any, noise: Any) -> tuple[Tensor, Any]:
+        """The next step, as `checked_step` runs it."""
+        if self.left == 0 and self.worthwhile:
+            self.block = next(self.blocks)
+            self.left = self.block.steps
+        if not self.worthwhile or self.block is None:
+            return checked_step(cell, x, state, noise)
+        result = checked_step(cell, x, state, noise, self.block.step)
+        self.left -= 1
+        self.worthwhile = bool(self.block.products)
+        return result
+
+
+class Hoisting:
+    """Steps of a cell, in order. What leaves time is what the first of them calls."""
+
+    def __init__(self, cell: Cell, given: list[Tensor]) -> None:
+        """``given``: the input and the tensors of the noise, (B, T, ...)."""
+        self.batch, self.steps, self.step_now = given[0].shape[0], given[0].shape[1], -1
+        self.device = given[0].device.type
         self.parameters = {id(p) for p in (*cell.parameters(), *cell.buffers())}
         self.products: list[str] = []  # that left, in words
-        given = [sequence.x, *flatten(sequence.noise)]  # (B, T, ...)
         self.wholes: list[Any] = [t.transpose(0, 1).flatten(0, 1) for t in given]  # (T * B, ...), by key
         self.pieces: dict[int, list[Tensor | None]] = {}  # of a whole: (B, ...) for each step
         self.keys: dict[Hashable, int | None] = {}  # of calls
         self.sources: dict[int, int] = {}  # of views
         self.chained: set[int] = set()  # what others are made of; the rest need not be rows after the first step
 
-    def step(self, cell: Cell, x: Tensor, state: Any, noise: Any) -> tuple[Tensor, Any]:
-        """The next step, as `checked_step` runs it."""
+    def step(self, cell: Cell, x: Tensor, state: Any, noise: Any) -> Any:
+        """The cell's own step, the next one, with rows for what it is given of it."""
         self.step_now += 1
-        if self.step_now and not self.products:
-            return checked_step(cell, x, state, noise)
-        return checked_step(cell, x, state, noise, self.on_rows)
-
-    def on_rows(self, cell: Cell, x: Tensor, state: Any, noise: Any) -> Any:
-        """The cell's own step, with rows for what it is given of this step."""
         keys = iter(range(len(self.wholes)))
         return _plain(own_step(cell, self.row(x, next(keys), Memory()), state, self.rows_of(noise, keys)))
 
