@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from throughtime.bench import KINDS, Comparison, Point, derived, peak, plan, summary
+from throughtime.bench import KINDS, Comparison, Point, derived, peak, plan, speed, summary
 from throughtime.bench.bars import BARS, bar_of
-from throughtime.bench.speed import SUBJECTS, compare, comparisons
+from throughtime.bench.speed import SUBJECTS, compare, compare_built_in, comparisons
 from throughtime.cli.main import main
 from throughtime.errors import UserError
 
@@ -57,15 +57,23 @@ def test_the_summary_is_the_least_and_the_geometric_mean_and_says_what_is_met():
 
 
 def test_cells_of_users_are_put_beside_built_in_ones_by_their_arithmetic():
-    point = Point(2, 3, 4)
-    results = [r for these in comparisons(["GRU", "own cell (MGU)"], [point]) for r in compare(*these, seconds=0.0)]
-    rows = derived(results, 1e9)
+    items, _ = plan(["training", "forward"], ["own cell (MGU)"], [Point(2, 3, 4)])
+    rows = [row for item in items for row in item.measure(0.0)]
     assert [(row.what, row.cell, row.peer) for row in rows] == [
-        ("training", "own cell (MGU)", "GRU here"),
-        ("forward", "own cell (MGU)", "GRU here"),
+        ("training", "own cell (MGU)", "loop"),
+        ("forward", "own cell (MGU)", "loop"),
+        ("training", "own cell (MGU)", "GRU here, for the same arithmetic"),
+        ("training", "own cell (MGU)", "nn.GRU, for the same arithmetic"),
+        ("forward", "own cell (MGU)", "GRU here, for the same arithmetic"),
+        ("forward", "own cell (MGU)", "nn.GRU, for the same arithmetic"),
     ]
-    gru = next(r for r in results if r.cell == "GRU" and r.what == "training")
-    assert rows[0].theirs == pytest.approx(gru.ours * 2 / 3)  # two products where the GRU has three
+
+
+def test_a_built_in_cell_is_given_time_for_the_same_arithmetic(monkeypatch):
+    monkeypatch.setattr(speed, "interleaved", lambda functions, seconds: [1.0, 3.0, 6.0])
+    [(subject, point, what)] = comparisons(["own cell (MGU)"], [Point(2, 3, 4)], whats=["training"])
+    rows = compare_built_in(subject, point, what)
+    assert [row.ratio for row in rows] == [2.0, 4.0]  # two products where the GRU has three
 
 
 def test_the_fastest_of_two_is_the_one_that_does_better_beside_us():
@@ -106,7 +114,7 @@ def test_every_bar_is_of_something_that_is_measured():
     items, _ = plan()
     kinds = {item.kind for item in items}
     assert {what for what, _ in BARS} <= kinds
-    assert bar_of("training", "Jordan", "Elman here").mean == 0.9
+    assert bar_of("training", "Jordan", "Elman here, for the same arithmetic").mean == 0.9
     assert bar_of("forward", "Jordan", "FMA peak") is None
 
 

@@ -10,7 +10,7 @@ from throughtime.bench.batches import batches
 from throughtime.bench.comparison import GRID, Item, Point
 from throughtime.bench.growth import growths
 from throughtime.bench.jax_layers import compare_with_jax
-from throughtime.bench.speed import compare, comparisons
+from throughtime.bench.speed import compare, compare_built_in, comparisons
 from throughtime.bench.stepping import streams
 from throughtime.errors import UserError
 from throughtime.tasks.language_settings import Settings
@@ -69,6 +69,11 @@ def _sized(kinds: Sequence[str], cells: Sequence[str], points: Sequence[Point]) 
     items = [
         Item(what, subject.name, functools.partial(compare, subject, point, what))
         for subject, point, what in comparisons(cells, points, whats=whats)
+    ]
+    items += [
+        Item(what, subject.name, functools.partial(compare_built_in, subject, point, what))
+        for subject, point, what in comparisons(cells, points, whats=whats)
+        if subject.built_in
     ]
     if "jax" in kinds:
         items += [

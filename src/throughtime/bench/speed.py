@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime.bench import loops
+from throughtime.bench.bars import OURS, TORCHS
 from throughtime.bench.comparison import GRID, Comparison, Point
 from throughtime.bench.measure import interleaved
 from throughtime.cells import GRU, LSTM, Cell, Elman, Jordan, LayerNormLSTM, PeepholeLSTM
@@ -22,13 +23,21 @@ CHECKED = 32  # steps that have to be the same; a chaotic cell makes of any two 
 
 @dataclass(frozen=True)
 class Subject:
-    """A cell, and what else runs it: a layer of torch.nn or a loop. ``gates``: products of (H, H) on either side."""
+    """A cell, and what else runs it: a layer of torch.nn or a loop. ``gates``: products of (H, H) on either side;
+    ``built_in``: for a cell as users write them, the subject whose products are of the same kind, one matrix of all
+    gates or what is built of one."""
 
     name: str
     make: Callable[[int, int], Cell]
     peer: str
     other: Callable[[Any, int], tuple[Callable[[Tensor], Tensor], list[Tensor]]]
     gates: float
+    built_in: str | None = None
+
+    def operations(self, point: Point, what: str) -> float:
+        """Floating-point operations of the products."""
+        forward = 2.0 * point.batch * point.steps * self.gates * point.hidden * 2 * point.hidden
+        return 3 * forward if what == "training" else forward
 
 
 def _built_in(
@@ -61,11 +70,11 @@ SUBJECTS = (
     Subject("LSTM", LSTM, "nn.LSTM", _built_in(nn.LSTM), 4),
     Subject("GRU", GRU, "nn.GRU", _built_in(nn.GRU), 3),
     Subject("Elman", Elman, "nn.RNN", _built_in(nn.RNN), 1),
-    Subject("peephole LSTM", PeepholeLSTM, "loop", _loop(loops.peephole), 4),
-    Subject("layer-normalised LSTM", LayerNormLSTM, "loop", _loop(loops.layer_norm), 4),
-    Subject("Jordan", Jordan, "loop", _loop(loops.jordan), 1.5),
-    Subject("reset-before GRU", functools.partial(GRU, reset="before"), "loop", _loop(loops.reset_before), 3),
-    Subject("own cell (MGU)", loops.MinimalGatedUnit, "loop", _loop(loops.minimal), 2),
+    Subject("peephole LSTM", PeepholeLSTM, "loop", _loop(loops.peephole), 4, "LSTM"),
+    Subject("layer-normalised LSTM", LayerNormLSTM, "loop", _loop(loops.layer_norm), 4, "LSTM"),
+    Subject("Jordan", Jordan, "loop", _loop(loops.jordan), 1.5, "Elman"),
+    Subject("reset-before GRU", functools.partial(GRU, reset="before"), "loop", _loop(loops.reset_before), 3, "GRU"),
+    Subject("own cell (MGU)", loops.MinimalGatedUnit, "loop", _loop(loops.minimal), 2, "GRU"),
 )
 
 
@@ -94,6 +103,30 @@ def compare(subject: Subject, point: Point, what: str, seconds: float = 1.0) -> 
     Raises:
         RuntimeError: the results differ; nothing is timed then.
     """
+    ours, theirs = _both(subject, point, what)
+    mine, others = interleaved([ours, theirs], seconds)
+    return [Comparison(what, subject.name, subject.peer, point, mine, others, subject.operations(point, what))]
+
+
+def compare_built_in(subject: Subject, point: Point, what: str, seconds: float = 1.0) -> list[Comparison]:
+    """Times a cell as users write them against built-in ones, turn by turn: ours of the same kind, and torch.nn's.
+
+    A built-in cell's time is taken in the proportion of the products' operations.
+    """
+    built_in = next(other for other in SUBJECTS if other.name == subject.built_in)
+    (own, _), (ours, torchs) = _both(subject, point, what), _both(built_in, point, what)
+    taken = interleaved([own, ours, torchs], seconds)
+    work = subject.operations(point, what)
+    same = work / built_in.operations(point, what)
+    peers = (OURS.format(built_in.name), TORCHS.format(built_in.peer))
+    return [
+        Comparison(what, subject.name, peer, point, taken[0], other * same, work)
+        for peer, other in zip(peers, taken[1:], strict=True)
+    ]
+
+
+def _both(subject: Subject, point: Point, what: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A step of ours and of the peer's, which give the same."""
     torch.manual_seed(0)
     size = point.hidden
     cell = subject.make(size, size)
@@ -109,11 +142,8 @@ def compare(subject: Subject, point: Point, what: str, seconds: float = 1.0) -> 
     if what == "training":
         mine = functools.partial(_train, ours, [x, *cell.parameters()], dy)
         theirs = functools.partial(_train, lambda: other(x), [x, *weights], dy)
-    else:
-        mine, theirs = functools.partial(_forward, ours), functools.partial(_forward, lambda: other(x))
-    taken = interleaved([mine, theirs], seconds)
-    work = 2.0 * point.batch * point.steps * subject.gates * size * 2 * size * (3 if what == "training" else 1)
-    return [Comparison(what, subject.name, subject.peer, point, taken[0], taken[1], work)]
+        return mine, theirs
+    return functools.partial(_forward, ours), functools.partial(_forward, lambda: other(x))
 
 
 def _train(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor) -> None:

@@ -7,33 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from throughtime.bench.bars import FASTEST, HERE, PEAK, bar_of
+from throughtime.bench.bars import FASTEST, PEAK, bar_of
 from throughtime.bench.comparison import Comparison
 
-# whose products are of the same kind: one matrix of all gates, or what is built of one
-BUILT_IN = {
-    "peephole LSTM": "LSTM",
-    "layer-normalised LSTM": "LSTM",
-    "Jordan": "Elman",
-    "reset-before GRU": "GRU",
-    "own cell (MGU)": "GRU",
-}
 TORCH = {"LSTM": "nn.LSTM", "GRU": "nn.GRU", "Elman": "nn.RNN"}
 LARGE_HIDDEN, LARGE_BATCH = 256, 32  # from there on the arithmetic has to decide
-
-
-def against_built_in(results: Iterable[Comparison]) -> Iterator[Comparison]:
-    """Cells as users write them against built-in ones, both on the compiled backend, for the same arithmetic.
-
-    A built-in cell's time is taken in the proportion of the products' operations.
-    """
-    results = list(results)
-    known = {(r.what, r.cell, r.point): r for r in results if r.peer == TORCH.get(r.cell)}
-    for r in results:
-        other = known.get((r.what, BUILT_IN.get(r.cell, ""), r.point))
-        if other is not None:
-            seconds = other.ours * r.operations / other.operations
-            yield replace(r, peer=HERE.format(other.cell), theirs=seconds)
 
 
 def against_fastest(results: Iterable[Comparison]) -> Iterator[Comparison]:
@@ -56,7 +34,7 @@ def against_peak(results: Iterable[Comparison], peak: float) -> Iterator[Compari
 
 def derived(results: Sequence[Comparison], peak: float) -> list[Comparison]:
     """All of these."""
-    return [*against_fastest(results), *against_built_in(results), *against_peak(results, peak)]
+    return [*against_fastest(results), *against_peak(results, peak)]
 
 
 def summary(results: Iterable[Comparison]) -> Iterator[dict[str, Any]]:
