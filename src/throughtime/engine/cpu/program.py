@@ -7,10 +7,11 @@ for each sequence and step) are kept, and make those by matrices once the loop i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from throughtime.engine.cpu.adjoint import differentiate
-from throughtime.engine.cpu.graph import REDUCTIONS, Node, walk
+from throughtime.engine.cpu.graph import REDUCTIONS, Graph, Node, walk
 from throughtime.engine.cpu.schedule import Location, Product, Schedule, Statement, Store, Total, schedule
 from throughtime.engine.cpu.trace import Step
 
@@ -145,8 +146,8 @@ def build(
             stores.append(Store(rest, Location(f"grad.{name}")))
             written.add(name)
 
-    saved = _choose_saved(step, [s.node for s in stores], sources)
-    given = _given_backward(step, saved, len(outputs))
+    saved, parts = _choose_saved(step, [s.node for s in stores], sources)
+    given = _given_backward(step, saved | parts, len(outputs))
     body = schedule(stores, given, dense={f"in.{name}" for name in step.fields})
     for (source, matrix), d in adjoint.products.items():
         place = given.get(source) or _sliced_place(source, given)
@@ -220,8 +221,8 @@ def _sliced_place(source: Node, given: dict[Node, Location]) -> Location | None:
     return None if place is None else Location(place.buffer, place.column + column)
 
 
-def _choose_saved(step: Step, roots: list[Node], sources: list[Node]) -> dict[Node, int]:
-    """Which values of the way forward are kept for the way back, with their columns.
+def _choose_saved(step: Step, roots: list[Node], sources: list[Node]) -> tuple[dict[Node, int], dict[Node, int]]:
+    """Which values of the way forward are kept for the way back, with their columns; and which are columns of these.
 
     States are kept anyway. Of the rest: what a matrix gradient reads; what depends on a product and is costly or
     needs that product again. Everything else is found again from these.
@@ -259,12 +260,26 @@ def _choose_saved(step: Step, roots: list[Node], sources: list[Node]) -> dict[No
     for node in sorted(needed, key=lambda n: n.order):
         if not cheap(node):
             saved[node] = None
-    columns: dict[Node, int] = {}
+    stored: dict[Node, int] = {}
+    parts: dict[Node, int] = {}
     width = 0
-    for node in saved:
-        columns[node] = width
-        width += node.width
-    return columns
+    for node in sorted(saved, key=lambda n: -n.width):
+        within = (stored[whole] + first for whole in stored for first in _columns_of(step.graph, node, whole))
+        column = next(within, None)
+        if column is None:
+            stored[node] = width
+            width += node.width
+        else:
+            parts[node] = column
+    return stored, parts
+
+
+def _columns_of(graph: Graph, node: Node, whole: Node) -> Iterator[int]:
+    """From which column of another value on a value is the same as that."""
+    if node.pointwise and node.op == whole.op:
+        for first in {n.detail for n in walk([node]) if n.op == "slice"}:
+            if first + node.width <= whole.width and graph.slice(whole, first, node.width) is node:
+                yield first
 
 
 def describe_program(program: Program) -> str:

@@ -184,14 +184,12 @@ def pointwise(f: Function, op: str, arguments: list[str]) -> str:
 
 
 def reduced(f: Function, op: str, vector: str) -> str:
-    """The lanes of a vector as one number: their sum, in order, or the largest of them, NaN where one is."""
+    """The lanes of a vector as one number, half by half: their sum, or the largest of them, NaN where one is."""
     t = f.target
-    if op == "sum":
-        return f.call(f"llvm.vector.reduce.fadd.{t.suffix}", t.real, (t.real, "0.0"), (t.vector, vector))
     lanes = t.lanes
     while lanes > 1:
         lanes //= 2
         order = ", ".join(f"i32 {(lane + lanes) % t.lanes}" for lane in range(t.lanes))
         turned = f.let(f"shufflevector {t.vector} {vector}, {t.vector} poison, <{t.lanes} x i32> <{order}>")
-        vector = larger(f, vector, turned, "ogt")
+        vector = binary(f, "fadd", vector, turned) if op == "sum" else larger(f, vector, turned, "ogt")
     return f.let(f"extractelement {t.vector} {vector}, i32 0")
