@@ -1,78 +1,111 @@
 """The loop in plain PyTorch, with products of the input moved out of time.
 
-The step runs as it is written, but is given its input as a `Row`, a tensor that sees which functions it is passed to.
-A function of such rows (of the input, the noise, or what was made of them) and of parameters alone, which treats rows
-apart, is called once, with the rows of all steps, and each step is handed its part: so W x_t is one product for all
-steps, whatever else the step does.
+The step runs as it is written, but is given its input as a `Row`, a tensor that sees which functions it is passed to. A
+product of its columns by a parameter is made once, for all steps of a block, and each step is handed its part: so W x_t
+is one product, whatever else the step does. Nothing else is moved: what a step does with the result is its own.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from types import CodeType
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from throughtime.cells.cell import Cell, at_step, checked_step, own_step
 from throughtime.engine import reference
 from throughtime.engine.cpu.backend import written_down
-from throughtime.engine.cpu.trace import flatten, standing_in
-from throughtime.engine.rowwise import GETTERS, PRODUCTS, ROWWISE, VIEWS, by_row, leaves_alone, tensors_in
+from throughtime.engine.cpu.trace import standing_in
 from throughtime.engine.sequence import Result, Sequence, run_forwards
 
 BLOCK = 256  # steps whose products are made at once
+PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+# A step that takes derivatives itself, or goes behind PyTorch's back, needs each product in its own place.
+WARY = frozenset((
+    "grad", "backward", "jacobian", "vjp", "jvp", "checkpoint", "register_hook", "register_prehook", "retain_grad",
+    "grad_fn", "requires_grad", "requires_grad_", "data", "numpy", "set_", "data_ptr", "from_numpy",
+))  # fmt: skip
+NOT_OF_A_STEP = ("__init__", "reset_parameters", "extra_repr")
+PRODUCTS = frozenset(
+    [nn.functional.linear, torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__, torch.addmm]
+)
+CHUNKS = frozenset([torch.chunk, torch.split, Tensor.chunk, Tensor.split])
+VIEWS = CHUNKS | {Tensor.__getitem__}
 
 
 def refusal(cell: Cell, sequence: Sequence | None = None) -> str | None:
     """Why this backend cannot take the cell (or this sequence), or None."""
     if torch.compiler.is_compiling():
         return "a compiler looks on"
-    why = written_down() or _compiled(cell)
+    if torch.is_inference_mode_enabled():
+        return "in inference mode tensors do not tell of changes in place"
+    why = written_down() or _parts_in_the_way(cell)
     if why:
         return why
     if sequence is not None:
-        if any(type(t) not in (Tensor, torch.nn.Parameter) for t in (sequence.x, *flatten(sequence.noise))):
-            return "its input is not a plain tensor"
-        return None
+        return None if type(sequence.x) in PLAIN else "its input is not a plain tensor"
     try:
-        return None if hoisted_products(cell) else "its step has no product of the input and parameters alone"
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        return f"its step fails on zeros: {str(error).splitlines()[0]}"
+        return None if hoisted_products(cell) else "its step has no product of the input by a parameter"
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+        return f"its step fails on zeros: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
-def _compiled(cell: Cell) -> str:
-    """Why rows cannot be shown to all parts of a step, or nothing: those that torch.compile made know plain tensors."""
+def _parts_in_the_way(cell: Cell) -> str:
+    """Why rows cannot be shown to all parts of a step, or nothing."""
+    for tensor in (*cell.parameters(), *cell.buffers()):
+        if type(tensor) not in PLAIN or tensor.is_inference():
+            return f"a parameter is a {type(tensor).__name__} of its own kind, or made in inference mode"
     dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None:
-        return ""
     for module in cell.modules():
-        kind = type(module)
-        if isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-            return f"its {kind.__name__} is compiled by torch.compile"
-        if any(map(_marked, vars(module).values())) or _reaches_compiled(cast(Hashable, kind)):
-            return f"what its {kind.__name__} calls is compiled by torch.compile"
+        name = type(module).__name__
+        if module._backward_hooks and not module._is_full_backward_hook:
+            return f"its {name} has a backward hook of the kind that is not full"
+        made = dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+        if made or module._compiled_call_impl is not None:
+            return f"its {name} is compiled by torch.compile"
+        found = _met_in(cast(Hashable, type(module))) or _first(map(_met_by, vars(module).values()))
+        if found:
+            return f"its {name} {found}"
     return ""
 
 
-def _marked(value: Any) -> bool:
-    return hasattr(value, "_torchdynamo_orig_callable")
+def _first(words: Iterable[str]) -> str:
+    return next(filter(None, words), "")
 
 
 @functools.lru_cache(256)
-def _reaches_compiled(kind: Any) -> bool:
-    """Whether a method of a class is compiled, or what it calls by name."""
-    own = [base for base in kind.__mro__ if not issubclass(torch.nn.Module, base)]
-    for function in (f for base in own for f in vars(base).values() if inspect.isfunction(f)):
-        found = inspect.getclosurevars(function)
-        if _marked(function) or any(map(_marked, (*found.globals.values(), *found.nonlocals.values()))):
-            return True
-    return False
+def _met_in(kind: Any) -> str:
+    """What a class that is not PyTorch's own has in its methods that keeps products where they are, in words."""
+    bases = [base for base in kind.__mro__ if base.__module__.split(".")[0] not in ("torch", "builtins")]
+    return _first(_met_by(v) for base in bases for name, v in vars(base).items() if name not in NOT_OF_A_STEP)
+
+
+def _met_by(value: Any, depth: int = 3) -> str:
+    """The same of a function and those that it calls by name."""
+    if hasattr(value, "_torchdynamo_orig_callable"):
+        return "calls what torch.compile made"
+    function = inspect.unwrap(value) if inspect.isroutine(value) else value
+    if not inspect.isfunction(function) or function.__module__.split(".")[0] == "torch" or depth == 0:
+        return ""
+    met = WARY & set(_names(function.__code__))
+    if met:
+        return f"uses {sorted(met)[0]}"
+    found = inspect.getclosurevars(function)
+    return _first(_met_by(v, depth - 1) for v in (*found.globals.values(), *found.nonlocals.values()))
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
 
 
 def offer(cell: Cell, sequence: Sequence) -> str | Callable[[bool], Result]:
@@ -82,82 +115,41 @@ def offer(cell: Cell, sequence: Sequence) -> str | Callable[[bool], Result]:
 
 def run(cell: Cell, sequence: Sequence, return_states: bool) -> Result:
     """As `reference.run`."""
-    if sequence.steps < 2:
+    if sequence.steps < 2 or not _finite(sequence.x):
         return reference.run(cell, sequence, return_states)
     return run_forwards(
-        lambda forwards: reference.loop(cell, forwards, return_states, InBlocks(cell, forwards).step), sequence
+        lambda forwards: reference.loop(cell, forwards, return_states, InBlocks(cell, forwards.x).step), sequence
     )
+
+
+def _finite(x: Tensor) -> bool:
+    """Of a product that a step goes without, a derivative of zero times infinity would be left."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x) or bool(x.detach().isfinite().all())
 
 
 def describe(cell: Cell) -> str:
     """What leaves the loop, in words."""
-    return "\n".join(["before time, for all steps at once:", *(f"  {product}" for product in hoisted_products(cell))])
+    return "\n".join(["before time, for many steps at once:", *(f"  {product}" for product in hoisted_products(cell))])
 
 
 def hoisted_products(cell: Cell) -> list[str]:
     """The products that leave the loop, found by a step over zeros."""
     tensors = {name: p.detach().clone() for name, p in (*cell.named_parameters(), *cell.named_buffers())}
-    copy = standing_in(cell, tensors)  # a step that counts, counts in the copy
+    stand_in = standing_in(cell, tensors)  # a step that counts, counts there
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the step thinks of zeros
-        state, noise = copy.initial_state(1), copy.noise(1, 2)
+        state, noise = stand_in.initial_state(1), stand_in.noise(1, 2)
         x = state[0].new_zeros(1, 2, cell.input_size)
-        hoisting = Hoisting(copy, [x, *flatten(noise)])
-        checked_step(copy, x[:, 0], state, at_step(noise, 0), hoisting.step)
+        hoisting = Hoisting(stand_in, x)
+        checked_step(stand_in, x[:, 0], state, at_step(noise, 0), hoisting.step)
     return hoisting.products
-
-
-@dataclass
-class Memory:
-    """What several tensors share."""
-
-    changed: bool = False  # or given to a function that may have changed it, or have passed it on
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a row: whose it is, of which step, made by which call, in whose memory."""
-
-    hoisting: Hoisting
-    step: int
-    key: int
-    memory: Memory
-
-    @property
-    def holds(self) -> bool:
-        return self.step == self.hoisting.step_now and not self.memory.changed
-
-
-class Row(Tensor):
-    """Rows (B, ...) of one step, where those of all steps are known as a whole (T * B, ...)."""
-
-    known: Known | None = None  # None: of a copy
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        options = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            if func in GETTERS:
-                return func(*args, **options)
-            tensors = tensors_in((*args, *options.values()) if options else args)
-            known = [t.known for t in tensors if isinstance(t, Row) and t.known is not None]
-            if known and func in ROWWISE and all(map(known[0].hoisting.knows, tensors)):
-                result = known[0].hoisting.called(func, args, options, known)
-                if result is not None:
-                    return result
-            if not leaves_alone(func, options):
-                for row in known:
-                    row.memory.changed = True
-            return func(*args, **options)
 
 
 class InBlocks:
     """The steps of a run, so many at a time: what is made ahead of time needs no more room for a longer sequence."""
 
-    def __init__(self, cell: Cell, sequence: Sequence) -> None:
-        noise = flatten(sequence.noise)
-        parts = zip(*(tensor.split(BLOCK, dim=1) for tensor in (sequence.x, *noise)), strict=True)
-        self.blocks = (Hoisting(cell, list(block)) for block in parts)
+    def __init__(self, cell: Cell, x: Tensor) -> None:
+        self.blocks = (Hoisting(cell, part) for part in x.split(BLOCK, dim=1))
         self.block: Hoisting | None = None
         self.left = 0  # steps of the block
         self.worthwhile = True
@@ -175,115 +167,118 @@ class InBlocks:
         return result
 
 
+class Row(Tensor):
+    """The input at one step (B, I), or columns of it, where those of all steps are known as a whole (T * B, I)."""
+
+    hoisting: Hoisting | None = None  # None: of a copy
+    key = 0  # of the whole
+    step = 0
+    source: Any = None  # its grad_fn, when it was made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        options = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is Tensor.__deepcopy__:
+                return copy.deepcopy(args[0].as_subclass(Tensor), *args[1:])
+            if func in PRODUCTS or func in VIEWS:
+                row = args[1 if func is torch.addmm else 0] if args else None
+                if isinstance(row, Row) and row.hoisting is not None and row.hoisting.knows(row):
+                    made = row.hoisting.product if func in PRODUCTS else row.hoisting.view
+                    result = made(func, args, options, row)
+                    if result is not None:
+                        return result
+            return func(*args, **options)
+
+
 class Hoisting:
     """Steps of a cell, in order. What leaves time is what the first of them calls."""
 
-    def __init__(self, cell: Cell, given: list[Tensor]) -> None:
-        """``given``: the input and the tensors of the noise, (B, T, ...)."""
-        self.batch, self.steps, self.step_now = given[0].shape[0], given[0].shape[1], -1
-        self.device = given[0].device.type
+    def __init__(self, cell: Cell, x: Tensor) -> None:
+        self.batch, self.steps, self.now = x.shape[0], x.shape[1], -1
+        self.device = x.device.type
         self.parameters = {id(p) for p in (*cell.parameters(), *cell.buffers())}
         self.products: list[str] = []  # that left, in words
-        self.wholes: list[Any] = [t.transpose(0, 1).flatten(0, 1) for t in given]  # (T * B, ...), by key
-        self.pieces: dict[int, list[Tensor | None]] = {}  # of a whole: (B, ...) for each step
-        self.keys: dict[Hashable, int | None] = {}  # of calls
-        self.sources: dict[int, int] = {}  # of views
-        self.chained: set[int] = set()  # what others are made of; the rest need not be rows after the first step
+        self.wholes: list[Tensor] = [x.transpose(0, 1).flatten(0, 1)]  # (T * B, I), and columns of it
+        self.keys: dict[Hashable, int] = {}  # of views
+        self.pieces: dict[Hashable, list[Tensor | None]] = {}  # of products: (B, N) for each step
 
     def step(self, cell: Cell, x: Tensor, state: Any, noise: Any) -> Any:
-        """The cell's own step, the next one, with rows for what it is given of it."""
-        self.step_now += 1
-        keys = iter(range(len(self.wholes)))
-        return _plain(own_step(cell, self.row(x, next(keys), Memory()), state, self.rows_of(noise, keys)))
+        """The cell's own step, the next one, on a row."""
+        self.now += 1
+        return _plain(own_step(cell, self.row(x, 0), state, noise))
 
-    def rows_of(self, noise: Any, keys: Iterator[int]) -> Any:
-        """Nested noise as rows."""
-        if noise is None:
-            return None
-        if isinstance(noise, Tensor):
-            return self.row(noise, next(keys), Memory())
-        return tuple(self.rows_of(part, keys) for part in noise)
-
-    def row(self, tensor: Tensor, key: int, memory: Memory) -> Row:
+    def row(self, tensor: Tensor, key: int) -> Row:
         row = tensor.as_subclass(Row)
-        row.known = Known(self, self.step_now, key, memory)
+        row.hoisting, row.key, row.step, row.source = self, key, self.now, row.grad_fn
         return row
 
-    def knows(self, tensor: Tensor) -> bool:
-        """Whether it is a row of this step, a parameter, or a view of one."""
-        if isinstance(tensor, Row):
-            known = tensor.known
-            return known is not None and known.hoisting is self and known.holds
-        return id(tensor) in self.parameters or id(tensor._base) in self.parameters
+    def knows(self, row: Row) -> bool:
+        """Whether it is of this step, and as it was made."""
+        return row.step == self.now and row.grad_fn is row.source and row.dim() == 2
 
-    def called(self, func: Any, args: tuple, options: dict[str, Any], rows: list[Known]) -> Any:
-        """This step's part of what a call makes of all steps; None where it has to be made in the step."""
-        call = func, _frozen(args), _frozen(options), torch.is_grad_enabled(), torch.is_autocast_enabled(self.device)
-        if call not in self.keys:
-            apart = not self.step_now and by_row(func, args, options, lambda t: isinstance(t, Row))
-            self.keys[call] = self.for_all_steps(func, args, options, rows) if apart else None
-        key = self.keys[call]
-        if key is None:
+    def product(self, func: Any, args: tuple, options: dict[str, Any], row: Row) -> Tensor | None:
+        """This step's part of a product, or None where it has to be made in the step."""
+        others = [a for a in (*args, *options.values()) if a is not row]
+        if not all(self.fixed(a) for a in others if a is not None) or (func is torch.addmm and args[0].dim() != 1):
             return None
-        if func in VIEWS:  # of the same memory as in the step alone, which may go on to change it in place
-            views = func(*args, **options)
-            if isinstance(views, Tensor):
-                return self.row(views, key, rows[0].memory)
-            return type(views)(self.row(view, key + k, rows[0].memory) for k, view in enumerate(views))
-        if key not in self.pieces:
-            self.pieces[key] = list(torch.ops.aten.unbind_copy(self.by_step(key)))
-        piece, self.pieces[key][self.step_now] = self.pieces[key][self.step_now], None
-        if piece is None:  # asked for once more in this step, which may have changed the first in place
-            piece = self.by_step(key)[self.step_now].clone()
-        return piece if self.step_now and key not in self.chained else self.row(piece, key, Memory())
+        modes = torch.is_grad_enabled(), torch.is_autocast_enabled(self.device)
+        call = func, row.key, *map(_frozen, others), *options, modes
+        if call not in self.pieces:
+            if self.now:
+                return None
+            swapped = [self.wholes[row.key] if a is row else a for a in args]
+            whole = func(*swapped, **options).unflatten(0, (self.steps, self.batch))  # (T, B, N)
+            self.pieces[call] = list(torch.ops.aten.unbind_copy(whole))
+            shapes = [str(tuple(a.shape)) for a in others if isinstance(a, Tensor)]
+            self.products.append(f"{func.__name__.strip('_')} {', '.join(shapes)}")
+        pieces = self.pieces[call]
+        piece, pieces[self.now] = pieces[self.now], None  # asked for again, it is made in the step
+        return piece
 
-    def by_step(self, key: int) -> Tensor:
-        return self.wholes[key].unflatten(0, (self.steps, self.batch))  # (T, B, ...)
+    def fixed(self, value: Any) -> bool:
+        """Whether it is a parameter or a view of one, a matrix or a row."""
+        if not isinstance(value, Tensor) or isinstance(value, Row) or value.dim() not in (1, 2):
+            return False
+        return id(value) in self.parameters or id(value._base) in self.parameters
 
-    def for_all_steps(self, func: Any, args: tuple, options: dict[str, Any], rows: list[Known]) -> int:
-        """Calls a function with the rows of all steps; the key of what it makes, or of its first part."""
-        whole, key = func(*self.whole(args), **self.whole(options)), len(self.wholes)
-        self.wholes += whole if isinstance(whole, (tuple, list)) else [whole]
-        if func in VIEWS:
-            self.sources |= dict.fromkeys(range(key, len(self.wholes)), rows[0].key)
-            return key
-        pending = [row.key for row in rows]
-        while pending:
-            self.chained.add(pending[-1])
-            source = self.sources.get(pending.pop())
-            pending += [] if source is None else [source]
-        if func in PRODUCTS:
-            weights = [tuple(t.shape) for t in tensors_in((*args, *options.values())) if not isinstance(t, Row)]
-            self.products.append(f"{func.__name__.strip('_')} {', '.join(map(str, weights))}")
-        return key
+    def view(self, func: Any, args: tuple, options: dict[str, Any], row: Row) -> Any:
+        """The view that the step asks for, as rows where it is of columns."""
+        if not _over_columns(func, args, options):
+            return None
+        call = func, row.key, repr(args[1:]), repr(options), torch.is_grad_enabled()
+        whole = func(self.wholes[row.key], *args[1:], **options) if call not in self.keys else None
+        made = func(*args, **options)
+        if whole is not None:
+            self.keys[call] = len(self.wholes)
+            self.wholes += whole if isinstance(whole, tuple) else [whole]
+        key = self.keys[call]
+        if isinstance(made, tuple):
+            return tuple(self.row(view, key + k) for k, view in enumerate(made))
+        return self.row(made, key)
 
-    def whole(self, value: Any) -> Any:
-        """Arguments with all steps in place of one."""
-        if isinstance(value, Row) and value.known is not None:
-            return self.wholes[value.known.key]
-        if isinstance(value, (tuple, list)):
-            return type(value)(self.whole(part) for part in value)
-        if isinstance(value, dict):
-            return {name: self.whole(part) for name, part in value.items()}
-        return value
+
+def _over_columns(func: Any, args: tuple, options: dict[str, Any]) -> bool:
+    """Whether a view takes all rows, and the same columns of each."""
+    if func in CHUNKS:
+        return (args[2] if len(args) > 2 else options.get("dim", 0)) in (1, -1)
+    index = args[1]
+    return (
+        isinstance(index, tuple)
+        and len(index) == 2
+        and all(isinstance(i, slice) for i in index)
+        and index[0] == slice(None)
+        and all(type(part) in (int, type(None)) for part in (index[1].start, index[1].stop, index[1].step))
+    )
 
 
 def _frozen(value: Any) -> Hashable:
-    """An argument as part of what a call is known by from step to step."""
-    if isinstance(value, Row) and value.known is not None:
-        return "row", value.known.key
-    if isinstance(value, Tensor):  # a parameter, or a view of one, as it now is
-        version = 0 if value.is_inference() else value._version
-        if value._base is None:
-            return id(value), version
-        return id(value._base), version, value.shape, value.stride(), value.storage_offset()
-    if isinstance(value, (tuple, list)):
-        return tuple([_frozen(part) for part in value])
-    if isinstance(value, dict):
-        return tuple([(name, _frozen(part)) for name, part in value.items()])
-    if isinstance(value, slice):
-        return "slice", value.start, value.stop, value.step
-    return type(value), value
+    """A parameter, or a view of one, as it now is: what a call is known by from step to step."""
+    if value is None:
+        return None
+    owner = value if value._base is None else value._base
+    kind = value.shape, value.stride(), value.storage_offset(), value.dtype, value.is_conj(), value.is_neg()
+    return id(owner), value._version, value.requires_grad, *kind
 
 
 def _plain(value: Any) -> Any:

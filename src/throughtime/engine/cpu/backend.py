@@ -41,6 +41,7 @@ class Resetting(Wrapper):
 
 TRANSFORMS = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Vmap)
 TRACERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+ORDINARY = (Tensor.__torch_function__, nn.Parameter.__torch_function__)
 REMEMBERED = 64  # traces of one cell, of the settings that it had
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
@@ -80,6 +81,8 @@ def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Resul
 def _unfit(tensors: list[Tensor]) -> str:
     """Why kernels cannot read these, or nothing."""
     for tensor in tensors:
+        if type(tensor).__torch_function__ not in ORDINARY:
+            return f"one of its tensors is a {type(tensor).__name__} of its own kind"
         if tensor.is_complex():
             return "it has complex parameters"
         if tensor.device.type != "cpu":
