@@ -287,6 +287,37 @@ def test_what_is_not_a_number_stays_so_and_infinity_has_its_limit(name, dtype):
     close(y, FUNCTIONS[name](x), equal_nan=True, rtol=1e-6, atol=1e-30)
 
 
+AT_BOUNDS = {
+    "elu": nn.functional.elu,
+    "celu": lambda x: nn.functional.celu(x, 2.0),
+    "selu": nn.functional.selu,
+    "clamp": lambda x: x.clamp(-1, 3),
+    "clamp by tensors": lambda x: torch.clamp(x, x * 0 - 1, x * 0 + 3),
+    "clamp to the smaller bound": lambda x: torch.clamp(x, 1, 0),
+    "clamp between equals": lambda x: torch.clamp(x, 0 * x + 1, 0 * x + 1),
+    "relu6": nn.functional.relu6,
+    "hardtanh": nn.functional.hardtanh,
+    "hardsigmoid": nn.functional.hardsigmoid,
+    "hardswish": nn.functional.hardswish,
+    "threshold": lambda x: nn.functional.threshold(x, 1.0, -3.0),
+    "hardshrink": nn.functional.hardshrink,
+    "softshrink": nn.functional.softshrink,
+    "leaky_relu": nn.functional.leaky_relu,
+    "relu": torch.relu,
+    "maximum": lambda x: torch.maximum(x, 0 * x),
+}
+
+
+@pytest.mark.parametrize("name", AT_BOUNDS)
+def test_derivatives_at_a_functions_bounds_are_those_of_pytorch(name):
+    x = torch.tensor([-3.0, -1, -0.5, 0, 0.5, 1, 3, 6, 7, -8]).double().reshape(1, -1, 1).requires_grad_()
+    (ours,) = torch.autograd.grad(tt.unroll(Pointwise(AT_BOUNDS[name]).double(), x, backend="cpu")[0].sum(), x)
+    (theirs,) = torch.autograd.grad(AT_BOUNDS[name](x).sum(), x)
+    close(ours, theirs, atol=1e-7, rtol=1e-7)
+    y = tt.unroll(Pointwise(AT_BOUNDS[name]), torch.full((1, 1, 1), torch.nan), backend="cpu")[0]
+    assert y.isnan().all()
+
+
 class Rowwise(tt.Cell):
     """h = tanh(f(W x + U h)): what is made of whole rows."""
 
@@ -346,6 +377,43 @@ def test_what_is_made_of_whole_rows(name, dtype):
     places = 1e-12 if dtype == torch.float64 else 1e-4
     for ours, theirs in zip(run("cpu"), run("reference"), strict=True):
         close(ours, theirs, rtol=places, atol=places)
+
+
+@pytest.mark.parametrize("name", ["logsumexp", "norm", "std", "softmax"])
+def test_rows_of_equal_infinite_and_missing_numbers(name):
+    function = {
+        "logsumexp": lambda a: a.logsumexp(1, keepdim=True),
+        "norm": lambda a: a.norm(dim=1, keepdim=True),
+        "std": lambda a: a.std(1, keepdim=True),
+        "softmax": lambda a: a.softmax(1)[:, :1],
+    }[name]
+
+    class Whole(tt.Cell):
+        def step(self, x, state):
+            return function(x), self.State(function(x))
+
+    inf, nan = torch.inf, torch.nan
+    x = torch.tensor([[1.0, 1, 1], [0, 0, 0], [-inf, -inf, -inf], [inf, 0, 1], [-inf, 0, 1], [nan, 0, 1]]).double()
+    close(tt.unroll(Whole(3, 1), x[:, None], backend="cpu")[0][:, 0], function(x), equal_nan=True)
+    x = x[:2].requires_grad_()
+    (ours,) = torch.autograd.grad(tt.unroll(Whole(3, 1), x[:, None], backend="cpu")[0].sum(), x)
+    close(ours, torch.autograd.grad(function(x).sum(), x)[0])
+
+
+def test_a_step_that_changes_a_buffer_is_refused_and_one_of_odd_slices_is_not():
+    cell = Rowwise(lambda a: a[:, -100:21] + a[:, 3:][:, -100:1])
+    assert tt.explain(cell).backend == "cpu"
+
+    class Counting(Rowwise):
+        def step(self, x, state):
+            self.count += 1
+            return super().step(x * self.count[:3], state)
+
+    counting = Counting(torch.sin)
+    counting.register_buffer("count", torch.zeros(21))
+    assert "in place" in tt.explain(counting).refusals["cpu"]
+    assert not counting.count.any()
+    assert "expand" in tt.explain(Rowwise(lambda a: a * a.sum(1).expand(-1)[:, None])).refusals["cpu"]
 
 
 def test_the_largest_of_a_row_is_no_number_where_one_is_none():

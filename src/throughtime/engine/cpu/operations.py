@@ -189,28 +189,43 @@ def _pow(reader: Reader, node: Any) -> Node:
     return result
 
 
-@handles(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
+@handles(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.clamp.Tensor)
 def _clamp(reader: Reader, node: Any) -> Node:
-    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
-    high = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
+    """Where a number is a bound, its derivative is one, as in PyTorch."""
+    x, low, high = (*node.args, None, None)[:3]
+    low, high = node.kwargs.get("min", low), node.kwargs.get("max", high)
     if node.target is aten.clamp_max.default:
         low, high = None, low
-    result = reader.row(node.args[0])
+    result, g = reader.row(x), reader.graph
     if low is not None:
-        result = reader.graph.apply("max", result, float(low))
+        low = reader.row(low)
+        if high is not None:  # the lower bound has a derivative where it is the lower
+            low = g.apply("where", g.apply("greater", reader.row(high), low), low, g.apply("still", low))
+        result = g.apply("where", g.apply("greater", low, result), low, result)
     if high is not None:
-        result = reader.graph.apply("min", result, float(high))
+        high = reader.row(high)
+        result = g.apply("where", g.apply("greater", result, high), high, result)
     return result
 
 
-@handles(aten.clamp.Tensor)
-def _clamp_by_rows(reader: Reader, node: Any) -> Node:
-    x, low, high = (*node.args, None)[:3]
-    low, high = node.kwargs.get("min", low), node.kwargs.get("max", high)
-    result = reader.row(x)
-    if low is not None:
-        result = reader.graph.apply("max", result, reader.row(low))
-    return result if high is None else reader.graph.apply("min", result, reader.row(high))
+@handles(aten.hardtanh.default)
+def _hardtanh(reader: Reader, node: Any) -> Node:
+    """Where a number is a bound, its derivative is zero, as in PyTorch."""
+    x, low, high = (*node.args, *(None, -1.0, 1.0)[len(node.args) :])[:3]
+    row, g = reader.row(x), reader.graph
+    row = g.apply("where", g.apply("greater_equal", float(low), row), float(low), row)
+    return g.apply("where", g.apply("greater_equal", row, float(high)), float(high), row)
+
+
+@handles(aten.hardsigmoid.default, aten.hardswish.default)
+def _hard(reader: Reader, node: Any) -> Node:
+    x, g = reader.row(node.args[0]), reader.graph
+    outside = g.apply("max", g.apply("greater_equal", -3.0, x), g.apply("greater_equal", x, 3.0))
+    inside = g.apply("where", outside, 0.0, x)  # what is not chosen is to have no infinite derivative
+    ramp = g.apply("mul", g.apply("add", inside, 3.0), 1 / 6)
+    swish = node.target is aten.hardswish.default
+    above = g.apply("where", g.apply("greater", x, 0.0), x, 0.0) if swish else g.apply("greater", x, 0.0)
+    return g.apply("where", outside, above, g.apply("mul", inside, ramp) if swish else ramp)
 
 
 @handles(aten._prelu_kernel.default)
@@ -248,7 +263,8 @@ def _elu(reader: Reader, node: Any) -> Node:
     alpha, scale, input_scale = (given + (1.0, 1.0, 1.0)[len(given) :])[:3]
     if node.target is aten.celu.default:
         input_scale = 1.0 / alpha
-    below = g.apply("exp", g.apply("mul", g.apply("min", x, 0.0), input_scale))  # not infinite where it is not chosen
+    low = g.apply("where", g.apply("greater", x, 0.0), 0.0, x)  # exp is not to be infinite where it is not chosen
+    below = g.apply("exp", g.apply("mul", low, input_scale))
     negative = g.apply("mul", g.apply("sub", below, 1.0), alpha * scale)
     return g.apply("where", g.apply("greater", x, 0.0), g.apply("mul", x, scale), negative)
 
@@ -262,16 +278,18 @@ def _log_sigmoid(reader: Reader, node: Any) -> tuple[Node, None]:
 @handles(aten.threshold.default)
 def _threshold(reader: Reader, node: Any) -> Node:
     x, g = reader.row(node.args[0]), reader.graph
-    return g.apply("where", g.apply("greater", x, float(node.args[1])), x, float(node.args[2]))
+    return g.apply("where", g.apply("greater_equal", float(node.args[1]), x), float(node.args[2]), x)
 
 
 @handles(aten.hardshrink.default, aten.softshrink.default)
 def _shrink(reader: Reader, node: Any) -> Node:
     x, g = reader.row(node.args[0]), reader.graph
     edge = float(node.args[1]) if len(node.args) > 1 else 0.5
-    moved = edge if node.target is aten.softshrink.default else 0.0
-    low = g.apply("where", g.apply("greater", -edge, x), g.apply("add", x, moved), 0.0)
-    return g.apply("where", g.apply("greater", x, edge), g.apply("sub", x, moved), low)
+    if node.target is aten.hardshrink.default:
+        inside = g.apply("mul", g.apply("greater_equal", x, -edge), g.apply("greater_equal", edge, x))
+        return g.apply("where", inside, 0.0, x)
+    low = g.apply("where", g.apply("greater", -edge, x), g.apply("add", x, edge), g.apply("mul", x, 0.0))
+    return g.apply("where", g.apply("greater", x, edge), g.apply("sub", x, edge), low)
 
 
 @handles(aten.mm.default)
@@ -318,10 +336,7 @@ def _pieces(reader: Reader, node: Any, sizes: Any) -> list[Node]:
 @handles(aten.slice.Tensor)
 def _slice(reader: Reader, node: Any) -> Node:
     source = reader.row(node.args[0])
-    given = node.args[1:]
-    dim = given[0] if given else 0
-    first = (given[1] if len(given) > 1 else None) or 0
-    stride = given[3] if len(given) > 3 else 1
+    dim, first, last, stride = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])[:4]
     if stride != 1:
         raise Untraceable("a slice with a stride")
     shape = node.args[0].meta["val"].shape
@@ -329,13 +344,12 @@ def _slice(reader: Reader, node: Any) -> Node:
         if node.meta["val"].shape == shape:
             return source
         raise Untraceable("a slice of the batch")
-    if first < 0:
-        first += shape[1]
-    return _columns(reader, source, first, node.meta["val"].shape[1])
+    first, last, _ = slice(first, last).indices(shape[1])
+    return _columns(reader, source, first, last - first)
 
 
 def _columns(reader: Reader, source: Node, first: int, width: int) -> Node:
-    if not width:
+    if width <= 0:
         raise Untraceable("a slice of no columns")
     return reader.graph.slice(source, first, width)
 
@@ -425,7 +439,10 @@ def _softmax(reader: Reader, node: Any) -> Node:
 def _logsumexp(reader: Reader, node: Any) -> Node:
     source, g = _reduced(reader, node, node.args[1]), reader.graph
     largest = g.apply("still", g.largest(source))
-    return g.apply("add", g.apply("log", _exponentials(reader, source)[2]), largest)
+    infinite = g.apply("equal", g.apply("abs", largest), math.inf)
+    shift = g.apply("where", infinite, 0.0, largest)
+    total = g.sum(g.apply("exp", g.apply("sub", source, shift)))
+    return g.apply("add", g.apply("log", total), shift)
 
 
 @handles(aten.linalg_vector_norm.default)
@@ -437,9 +454,14 @@ def _norm(reader: Reader, node: Any) -> Node:
         return g.sum(sizes) if order == 1 else g.largest(sizes)
     if order != 2:
         raise Untraceable(f"a norm of order {order}")
-    total = g.sum(g.apply("mul", source, source))
-    some = g.apply("greater", total, 0.0)  # where there is nothing, the derivative is nothing too
-    return g.apply("mul", some, g.apply("sqrt", g.apply("where", some, total, 1.0)))
+    return _root(reader, g.sum(g.apply("mul", source, source)))
+
+
+def _root(reader: Reader, total: Node) -> Node:
+    """The root, whose derivative at zero is taken as zero."""
+    g = reader.graph
+    nothing = g.apply("equal", total, 0.0)
+    return g.apply("where", nothing, 0.0, g.apply("sqrt", g.apply("where", nothing, 1.0, total)))
 
 
 def _variance(reader: Reader, node: Any, dims: Any) -> tuple[Node, Node]:
@@ -466,7 +488,7 @@ def _var(reader: Reader, node: Any) -> Node:
 
 @handles(aten.std.correction)
 def _std(reader: Reader, node: Any) -> Node:
-    return reader.graph.apply("sqrt", _variance(reader, node, node.args[1])[0])
+    return _root(reader, _variance(reader, node, node.args[1])[0])
 
 
 @handles(aten.select.int)
@@ -497,6 +519,8 @@ def _same(reader: Reader, node: Any) -> Node:
 @handles(aten.expand.default)
 def _expand(reader: Reader, node: Any) -> Node:
     given, made = node.args[0].meta["val"], node.meta["val"]
+    if made.dim() != 2 or given.dim() != 2:
+        raise Untraceable(f"{node.target} to {tuple(made.shape)}")
     if given.shape != made.shape and (made.dim() != 2 or given.shape != (made.shape[0], 1)):
         raise Untraceable(f"{node.target} from {tuple(given.shape)} to {tuple(made.shape)}")
     return reader.graph.spread(reader.row(node.args[0]), made.shape[1])

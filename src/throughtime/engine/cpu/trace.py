@@ -135,8 +135,7 @@ def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
 
     table = get_decompositions(
         [
-            aten.native_layer_norm, aten.silu, aten.gelu, aten.leaky_relu, aten.hardtanh, aten.hardsigmoid,
-            aten.addcmul, aten.mish, aten.hardswish,
+            aten.native_layer_norm, aten.silu, aten.gelu, aten.leaky_relu, aten.addcmul, aten.mish,
         ]
     )  # fmt: skip
 
@@ -148,6 +147,8 @@ def trace(cell: Cell, parameters: dict[str, Tensor], widths: Any) -> Step:
         traced = written_down(run)
         if any(_changes_in_place(node) for node in traced.graph.nodes):
             traced = written_down(torch.func.functionalize(run))
+            if any(_changes_in_place(node) and node.args[0].op == "placeholder" for node in traced.graph.nodes):
+                raise Untraceable("it changes a parameter or a buffer in place")
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise Untraceable(f"its step cannot be traced: {str(error).splitlines()[0]}") from error
     step = Reader(traced, list(tensors), real_fields(initial), len(draws)).read()
