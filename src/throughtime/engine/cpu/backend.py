@@ -66,7 +66,7 @@ def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Resul
     tensors = [tensor for tensor in own.values() if isinstance(tensor, nn.Parameter) or tensor.is_floating_point()]
     if sequence is not None:
         tensors += [sequence.x, *real_parts(sequence.state), *flatten(sequence.noise)]
-    why = _unfit(tensors)
+    why = _unfit(tensors) or ("" if compiling else _of_its_own_kind(tensors))
     if why:
         return why
     noise = None if sequence is None else noise_of(sequence)
@@ -81,8 +81,6 @@ def offer(cell: Cell, sequence: Sequence | None) -> str | Callable[[bool], Resul
 def _unfit(tensors: list[Tensor]) -> str:
     """Why kernels cannot read these, or nothing."""
     for tensor in tensors:
-        if type(tensor).__torch_function__ not in ORDINARY:
-            return f"one of its tensors is a {type(tensor).__name__} of its own kind"
         if tensor.is_complex():
             return "it has complex parameters"
         if tensor.device.type != "cpu":
@@ -91,6 +89,14 @@ def _unfit(tensors: list[Tensor]) -> str:
             return f"it takes float32 and float64, not {str(tensor.dtype).removeprefix('torch.')}"
     if any(tensor.dtype != tensors[0].dtype for tensor in tensors):
         return "input, state and parameters are of different precision"
+    return ""
+
+
+def _of_its_own_kind(tensors: list[Tensor]) -> str:
+    """Why kernels may not read these, or nothing: to a class of tensors with functions of its own, they are not all."""
+    for tensor in tensors:
+        if type(tensor).__torch_function__ not in ORDINARY:
+            return f"one of its tensors is a {type(tensor).__name__} of its own kind"
     return ""
 
 
