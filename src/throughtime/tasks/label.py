@@ -135,9 +135,10 @@ class LabelModel:
         return score(gold, said, self.scheme, **also)
 
     def unseen(self, sentences: Sequence[Sentence]) -> int:
-        """How many labels the model does not have, so that it must miss them."""
-        known = set(self.labels)
-        return sum(label not in known for s in sentences for label in rewritten(s.labels, self.scheme))
+        """How many labels, and intents, the model does not have, so that it must miss them."""
+        known, intents = set(self.labels), set(self.intents)
+        missed = sum(label not in known for s in sentences for label in rewritten(s.labels, self.scheme))
+        return missed + sum(bool(intents and s.intent) and s.intent not in intents for s in sentences)
 
     def sentence(self, line: str) -> Sentence:
         """A line of text as the model reads it: its words, or its characters where borders of words are labelled.

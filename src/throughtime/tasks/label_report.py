@@ -85,7 +85,7 @@ def _lead(model: LabelModel, scores: Scores) -> str:
         )
     if scores.intent_accuracy is not None:
         told += f" and {100 * scores.intent_accuracy:.2f} % of the intents"
-    return told + ". The best weights were chosen on these data, so that others are likely to fare a little worse."
+    return told + ". What was chosen by these data suits them, so that others are likely to fare a little worse."
 
 
 def _errors(
