@@ -81,6 +81,8 @@ def test_an_intent_that_words_vote_for(data: Path, tmp_path: Path) -> None:
     trained = label.train(data, tmp_path / "run", settings, Training(epochs=15, optimizer="adam", learning_rate=0.02))
     sentences = trained.read(put_parallel(tmp_path / "test", trips(20, seed=9)))
     assert (trained.evaluate(sentences).intent_accuracy or 0) > 0.9
+    odd = [sentences[0]._replace(intent="greeting"), *sentences[1:]]
+    assert trained.evaluate(odd).unseen == 1  # which it has to miss
     again = label.load(tmp_path / "run").predict_read(sentences)
     assert again == trained.predict_read(sentences)
     assert all(0 < (one.intent_probability or 0) <= 1 for one in again)
