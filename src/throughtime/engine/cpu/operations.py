@@ -41,46 +41,32 @@ def handles(*targets: Any) -> Callable[[Handler], Handler]:
     return register
 
 
-def _pointwise(op: str, *targets: Any) -> None:
+def _pointwise(op: str, *targets: Any, swapped: bool = False) -> None:
     def handler(reader: Reader, node: Any) -> Node:
-        return reader.graph.apply(op, *(reader.row(a) for a in node.args))
+        rows = [reader.row(a) for a in node.args]
+        return reader.graph.apply(op, *(reversed(rows) if swapped else rows))
 
     HANDLERS.update(dict.fromkeys(targets, handler))
 
 
 _pointwise("mul", aten.mul.Tensor, aten.mul.Scalar)
 _pointwise("div", aten.div.Tensor, aten.div.Scalar)
-_pointwise("neg", aten.neg.default)
-_pointwise("abs", aten.abs.default)
-_pointwise("sign", aten.sign.default)
-_pointwise("max", aten.maximum.default)
-_pointwise("min", aten.minimum.default)
-_pointwise("relu", aten.relu.default)
-_pointwise("exp", aten.exp.default)
-_pointwise("log", aten.log.default)
-_pointwise("sqrt", aten.sqrt.default)
-_pointwise("sigmoid", aten.sigmoid.default)
-_pointwise("tanh", aten.tanh.default)
-_pointwise("sin", aten.sin.default)
-_pointwise("cos", aten.cos.default)
-_pointwise("tan", aten.tan.default)
-_pointwise("asin", aten.asin.default)
-_pointwise("atan", aten.atan.default)
-_pointwise("sinh", aten.sinh.default)
-_pointwise("cosh", aten.cosh.default)
-_pointwise("asinh", aten.asinh.default)
-_pointwise("atanh", aten.atanh.default)
-_pointwise("erf", aten.erf.default)
-_pointwise("log1p", aten.log1p.default)
-_pointwise("expm1", aten.expm1.default)
-_pointwise("floor", aten.floor.default)
-_pointwise("ceil", aten.ceil.default)
-_pointwise("trunc", aten.trunc.default)
+for _op in (
+    "neg", "abs", "sign", "relu", "exp", "log", "sqrt", "sigmoid", "tanh", "sin", "cos", "tan", "asin", "atan", "sinh",
+    "cosh", "asinh", "atanh", "erf", "log1p", "expm1", "floor", "ceil", "trunc",
+):  # fmt: skip
+    _pointwise(_op, getattr(aten, _op).default)
 _pointwise("roundeven", aten.round.default)
 _pointwise("sign", aten.sgn.default)
+_pointwise("max", aten.maximum.default)
+_pointwise("min", aten.minimum.default)
 _pointwise("greater", aten.gt.Tensor, aten.gt.Scalar)
 _pointwise("greater_equal", aten.ge.Tensor, aten.ge.Scalar)
+_pointwise("greater", aten.lt.Tensor, aten.lt.Scalar, swapped=True)
+_pointwise("greater_equal", aten.le.Tensor, aten.le.Scalar, swapped=True)
 _pointwise("equal", aten.eq.Tensor, aten.eq.Scalar)
+_pointwise("mul", aten.logical_and.default, aten.bitwise_and.Tensor)  # what is true is 1
+_pointwise("max", aten.logical_or.default, aten.bitwise_or.Tensor)
 _pointwise("where", aten.where.self)
 
 
@@ -105,26 +91,6 @@ def _not_equal(reader: Reader, node: Any) -> Node:
 @handles(aten.logical_not.default, aten.bitwise_not.default)
 def _not(reader: Reader, node: Any) -> Node:
     return reader.graph.apply("equal", reader.row(node.args[0]), 0.0)
-
-
-@handles(aten.logical_and.default, aten.bitwise_and.Tensor)
-def _and(reader: Reader, node: Any) -> Node:
-    return reader.graph.apply("mul", reader.row(node.args[0]), reader.row(node.args[1]))
-
-
-@handles(aten.logical_or.default, aten.bitwise_or.Tensor)
-def _or(reader: Reader, node: Any) -> Node:
-    return reader.graph.apply("max", reader.row(node.args[0]), reader.row(node.args[1]))
-
-
-@handles(aten.lt.Tensor, aten.lt.Scalar)
-def _less(reader: Reader, node: Any) -> Node:
-    return reader.graph.apply("greater", reader.row(node.args[1]), reader.row(node.args[0]))
-
-
-@handles(aten.le.Tensor, aten.le.Scalar)
-def _less_equal(reader: Reader, node: Any) -> Node:
-    return reader.graph.apply("greater_equal", reader.row(node.args[1]), reader.row(node.args[0]))
 
 
 @handles(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
@@ -521,7 +487,7 @@ def _expand(reader: Reader, node: Any) -> Node:
     given, made = node.args[0].meta["val"], node.meta["val"]
     if made.dim() != 2 or given.dim() != 2:
         raise Untraceable(f"{node.target} to {tuple(made.shape)}")
-    if given.shape != made.shape and (made.dim() != 2 or given.shape != (made.shape[0], 1)):
+    if given.shape not in (made.shape, (made.shape[0], 1)):
         raise Untraceable(f"{node.target} from {tuple(given.shape)} to {tuple(made.shape)}")
     return reader.graph.spread(reader.row(node.args[0]), made.shape[1])
 

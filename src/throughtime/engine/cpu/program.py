@@ -303,5 +303,6 @@ def _words(statement: Statement) -> str:
     if isinstance(statement, Product):
         return f"product {statement.node.arguments[0].width} to {statement.node.width}"
     if isinstance(statement, Total):
-        return f"{len(statement.sums)} sums over {statement.width}"
+        kinds = sorted({node.op for node, _ in statement.sums}, reverse=True)
+        return f"{len(statement.sums)} of {' and '.join(kinds)} over {statement.width}"
     return f"pointwise on {statement.width}, {len(statement.stores)} results"
