@@ -101,7 +101,7 @@ def test_texts_are_read_from_tables_without_labels(trained: Path, tmp_path: Path
     as_lines = run("predict", trained, "--input", table, "--format", "lines").out
     assert len(as_lines.splitlines()) == 10  # with the first, which names the columns
     table.write_text("id,words\n1,fine\n", encoding="utf-8")
-    assert_told(run("predict", trained, "--input", table), r"new.csv:2: no column 'text' here \(it has id, words\)")
+    assert_told(run("predict", trained, "--input", table), r"new.csv:1: no column 'text' here \(it has id, words\)")
     assert_told(run("predict", trained, "--input", table, "--format", "xml"), "format 'xml' is unknown; choose one of")
 
 
@@ -224,6 +224,7 @@ def test_what_is_wrong_with_the_data_is_told(tmp_path: Path, run: Run) -> None:
     told("text,label\na,x\nb,y\n", "one example of each class, none to validate on")
     told("words,label\na,x\n", r"no column 'text' here \(it has words, label\); name one with --text-column")
     told("text,label\na,x\n", r"no column 'kind' here", "--label-column", "kind")
+    told("text,label\na,x\n", "column 'text' cannot be both text and label", "--label-column", "text")
     told("text,label\n", "no example in it")
     told("a b c\n", "its name does not say what it is; give --format", name="plain")
     told("(9 a)\n", "bad.trees:1: '9' is no sentiment", "--format", "trees", "--binary", name="bad.trees")

@@ -71,12 +71,17 @@ def test_conllu(tmp_path: Path) -> None:
 
 
 def test_parallel_files(tmp_path: Path) -> None:
-    put(tmp_path, "to boston\n\nshow me\n", "seq.in")
-    put(tmp_path, "O B-city\n\nO O\n", "seq.out")
-    put(tmp_path, "flight\nnone\nlist#all\n", "label")
-    first, second = read_sentences(tmp_path)
+    put(tmp_path, "to boston\n\nshow me\n\n", "seq.in")
+    put(tmp_path, "O B-city\n\nO O\n\n", "seq.out")
+    put(tmp_path, "flight\nnone\nlist#all\n\n", "label")
+    first, empty, second = read_sentences(tmp_path)
     assert (first.words, first.labels, first.intent) == (("to", "boston"), ("O", "B-city"), "flight")
+    assert (empty.words, empty.labels, empty.intent) == ((), (), "none")
     assert (second.intent, second.line) == ("list#all", 3)
+    unlabelled = read_sentences(tmp_path, columns=Columns(labelled=False))
+    assert [len(sentence.words) for sentence in unlabelled] == [2, 0, 2, 0]
+    put(tmp_path, "to boston\n\nshow me\n", "seq.in")
+    put(tmp_path, "flight\nnone\nlist#all\n", "label")
     put(tmp_path, "O B-city\n\nO\n", "seq.out")
     with pytest.raises(UserError, match=r"seq.out:3: 1 labels for the 2 words of seq.in"):
         read_sentences(tmp_path)
@@ -95,6 +100,7 @@ def test_segmented_text(tmp_path: Path) -> None:
     assert first.labels == ("B", "E", "S", "B", "M", "E")
     assert second.line == 3
     assert words_of(first.words, first.labels) == ["春眠", "不", "觉得晓"]
+    assert [sentence.line for sentence in read_sentences(path, columns=Columns(labelled=False))] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,8 @@ def test_tables(tmp_path: Path) -> None:
     [
         ("csv", "text,label\na,b,c\n", "file:2: 3 columns, where the first line names 2; put quotes"),
         ("csv", 'text,label\n"a,b\n', r"file:2: not CSV \("),
-        ("csv", "words,label\na,b\n", r"file:2: no column 'text' here \(it has words, label\)"),
+        ("csv", "words,label\na,b\n", r"file:1: no column 'text' here \(it has words, label\)"),
+        ("jsonl", '{"text": "a", "label": 1}\n{"words": "a"}\n', r"file:2: no column 'text' here \(it has words\)"),
         ("tsv", "text\tlabel\na\t \n", "file:2: 'label' is empty, where a label is wanted"),
         ("jsonl", '{"text": 1, "label": 2}\n', "file:1: 'text' is a number, where a text is wanted"),
         ("jsonl", '{"text": "a", "label": ["b"]}\n', "file:1: 'label' is a list, where a label is wanted"),

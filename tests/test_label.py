@@ -19,6 +19,7 @@ from throughtime.layers import Tokens
 from throughtime.learning import Training
 from throughtime.tasks import label
 from throughtime.tasks.label import LabelModel, Settings
+from throughtime.tasks.label_network import INTENT_POOLINGS
 from throughtime.tasks.label_report import _shades
 from throughtime.tasks.label_scores import oov_recalls, score
 from throughtime.tasks.reading import tokens_of
@@ -380,6 +381,24 @@ def test_what_is_wrong_with_the_data_is_told(data: Path, tmp_path: Path, run: Ru
     told("a NN\n\nb VB\n", "its labels spell no spans to swap", "--swap-spans", 0.5)
     told("a O\n\nb O\n", "swap spans must be at least 0 and at most 1, not 2", "--swap-spans", 2)
     told("a O\n\nb O\n", "intent pooling must be one of last, mean, max, attention, vote", "--intent-pooling", "sum")
+    told("a O\n\nb O\n", "there is no intent for 'vote' pooling; give --intent too", "--intent-pooling", "vote")
+    told("a O\n\nb O\n", "bad.conll:1: column 1 is to be both word and label", "--label-column", 1)
+
+
+@pytest.mark.parametrize("pooling", INTENT_POOLINGS)
+def test_an_empty_sentence_has_an_intent_and_no_labels(tmp_path: Path, run: Run, pooling: str) -> None:
+    sentences = trips(20)
+    sentences[3:3] = [([], [], "none")] * 2
+    data = put_parallel(tmp_path / "train", sentences)
+    options = ("--characters", "--crf", "--intent", "--intent-pooling", pooling, "--language-model-weight", 0.1)
+    run("train", "label", "--data", data, "--valid", data, *SMALL, *options, "--epochs", 2, "--out", tmp_path / "run")
+    lines = run("predict", tmp_path / "run", "--input", data, "--json").out.splitlines()
+    assert [len(json.loads(line)["labels"]) for line in lines] == [len(words) for words, _, _ in sentences]
+    assert json.loads(lines[3])["intent"]
+    (data / "label").write_text("none\n" * len(sentences), encoding="utf-8")
+    scores = label.load(tmp_path / "run").evaluate(data)
+    found = [json.loads(line)["intent"] for line in lines]
+    assert scores.intent_accuracy == found.count("none") / len(sentences)
 
 
 def test_labels_unseen_in_training_are_counted_as_missed(trained: Path, tmp_path: Path) -> None:

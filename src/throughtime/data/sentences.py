@@ -138,7 +138,8 @@ def read_conllu(path: Path, columns: Columns) -> Iterator[Sentence]:
 def read_parallel(path: Path, columns: Columns) -> Iterator[Sentence]:
     """A folder of ``seq.in`` (words), ``seq.out`` (their labels) and, where there is one, ``label`` (the intent).
 
-    One sentence a line in each.
+    One sentence a line in each; a line without words is an empty sentence, but where it has no intent and labels are
+    wanted, nothing.
 
     Raises:
         UserError: a file is missing, or the lines do not match.
@@ -147,7 +148,7 @@ def read_parallel(path: Path, columns: Columns) -> Iterator[Sentence]:
         raise UserError(f"{path}: not a folder; the parallel format is a folder with seq.in and seq.out")
     inputs = list(numbered_lines(path / "seq.in"))
     if not columns.labelled:
-        yield from (Sentence(tuple(line.split()), (), "", path / "seq.in", n) for n, line in inputs if line.strip())
+        yield from (Sentence(tuple(line.split()), (), "", path / "seq.in", n) for n, line in inputs)
         return
     outputs = list(numbered_lines(path / "seq.out"))
     intents = list(numbered_lines(path / "label")) if (path / "label").exists() else None
@@ -163,15 +164,19 @@ def read_parallel(path: Path, columns: Columns) -> Iterator[Sentence]:
             raise UserError(
                 f"{path / 'seq.out'}:{number}: {len(labels)} labels for the {len(words)} words of seq.in; give one each"
             )
-        if words:
-            yield Sentence(words, labels, intents[k][1].strip() if intents is not None else "", path / "seq.in", number)
+        intent = intents[k][1].strip() if intents is not None else ""
+        if words or intent:
+            yield Sentence(words, labels, intent, path / "seq.in", number)
 
 
 def read_segmented(path: Path, columns: Columns) -> Iterator[Sentence]:
-    """A sentence a line, its words parted by white space; characters are labelled B M E S."""
+    """A sentence a line, its words parted by white space; characters are labelled B M E S.
+
+    An empty line is an empty sentence, or nothing where labels are wanted.
+    """
     for number, line in numbered_lines(path):
         words = line.split()
-        if words:
+        if words or not columns.labelled:
             yield Sentence(tuple("".join(words)), segments_of(words), "", path, number)
 
 
@@ -224,8 +229,8 @@ def format_of(path: Path) -> str:
 def _sentence(path: Path, rows: list[tuple[int, list[str]]], columns: Columns, word: int, label: int) -> Sentence:
     words = _column(path, rows, columns.word or word)
     extras = [tuple(_column(path, rows, column)) for column in columns.extra]
-    if columns.extra and columns.labelled:
-        _check_extra(path, *rows[0], columns.extra, {columns.word or word: "word", columns.label or label: "label"})
+    if columns.labelled:
+        _check_columns(path, *rows[0], columns.word or word, columns.label or label, columns.extra)
     if columns.strip_digit:
         for (number, _), word_ in zip(rows, words, strict=True):
             if len(word_) < 2 or not word_[-1].isdigit():
@@ -240,13 +245,15 @@ def _sentence(path: Path, rows: list[tuple[int, list[str]]], columns: Columns, w
     return Sentence(tuple(words), labels, "", path, line, tuple(extras))
 
 
-def _check_extra(path: Path, number: int, cells: list[str], extra: Sequence[int], taken: dict[int, str]) -> None:
-    """A label that is read as a feature would tell itself."""
+def _check_columns(path: Path, number: int, cells: list[str], word: int, label: int, extra: Sequence[int]) -> None:
+    """A label that is read as a word or beside it would tell itself."""
 
     def place(column: int) -> int:
         return column - 1 if column > 0 else column + len(cells)
 
-    known = {place(column): name for column, name in taken.items()}
+    if place(word) == place(label) and len(cells) > 1:
+        raise UserError(f"{path}:{number}: column {label} is to be both word and label; give another --label-column")
+    known = {place(word): "word", place(label): "label"}
     for column in extra:
         if place(column) in known:
             raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,14 +36,8 @@ def read_table(path: Path, form: str, text: str, label: str | None) -> Iterator[
     Raises:
         UserError: a column is missing, a row has more or fewer columns than the first, or is not JSON.
     """
-    names = [text] if label is None else [text, label]
-    for number, record in _RECORDS[form](path):
-        for name in names:
-            if name not in record:
-                raise UserError(
-                    f"{path}:{number}: no column {name!r} here (it has {', '.join(map(str, record)) or 'none'}); "
-                    f"name one with --{'text' if name == text else 'label'}-column"
-                )
+    wanted = {"text": text} if label is None else {"text": text, "label": label}
+    for number, record in _RECORDS[form](path, wanted):
         value = record[text]
         if not isinstance(value, str):
             raise UserError(f"{path}:{number}: {text!r} is {_kind(value)}, where a text is wanted")
@@ -53,7 +47,16 @@ def read_table(path: Path, form: str, text: str, label: str | None) -> Iterator[
         yield Row(value, str(found).strip(), path, number)
 
 
-def _csv(path: Path, tabs: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+def _check_names(path: Path, number: int, names: Sequence[Any], wanted: Mapping[str, str]) -> None:
+    for kind, name in wanted.items():
+        if name not in names:
+            raise UserError(
+                f"{path}:{number}: no column {name!r} here (it has {', '.join(map(str, names)) or 'none'}); "
+                f"name one with --{kind}-column"
+            )
+
+
+def _csv(path: Path, wanted: Mapping[str, str], tabs: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = (line + "\n" for _, line in numbered_lines(path))
     reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
     csv.field_size_limit(1 << 27)
@@ -66,6 +69,7 @@ def _csv(path: Path, tabs: bool = False) -> Iterator[tuple[int, dict[str, Any]]]
                 continue
             if names is None:
                 names = [cell.strip() for cell in cells]
+                _check_names(path, line, names, wanted)
                 continue
             if len(cells) != len(names):
                 raise UserError(
@@ -77,17 +81,18 @@ def _csv(path: Path, tabs: bool = False) -> Iterator[tuple[int, dict[str, Any]]]
         raise UserError(f"{path}:{begins}: not CSV ({error}); check the quotes") from error
 
 
-def _tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    return _csv(path, tabs=True)
+def _tsv(path: Path, wanted: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    return _csv(path, wanted, tabs=True)
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl(path: Path, wanted: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
         record = read_json_line(line, path, number)
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: {_kind(record)}, where a JSON object is wanted")
+        _check_names(path, number, list(record), wanted)
         yield number, record
 
 

@@ -40,6 +40,10 @@ class Settings(ReadingSettings):
             raise UserError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
         if self.unit not in UNITS:
             raise UserError(f"unit must be one of {', '.join(UNITS)}, not {self.unit!r}")
+        if self.text_column == self.label_column:
+            raise UserError(
+                f"column {self.text_column!r} cannot be both text and label; name another with --label-column"
+            )
         if self.shift < 0 or self.jitter < 0:
             raise UserError("shift and jitter must be at least 0")
         if not 0 <= self.stretch < 1:

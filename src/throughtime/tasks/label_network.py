@@ -83,15 +83,17 @@ class Tagger(nn.Module):
 
     def judge(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same from embedded words (B, T, .)."""
-        return self._judged(self._read(x, lengths), lengths)
+        y = self._read(x, lengths)
+        return self.output(y), self._intent(y, lengths)
 
     def _read(self, x: Tensor, lengths: Tensor) -> Tensor:
         y, _ = self.recurrent(self.features.spread(x, lengths), lengths=lengths)
         return self.dropout(y)  # (B, T, O)
 
-    def _judged(self, y: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        intent = None if self.intent is None else self.intent(self.pooling(y, lengths)[0])
-        return self.output(y), intent if self.votes is None else self.votes(y, lengths)
+    def _intent(self, y: Tensor, lengths: Tensor) -> Tensor | None:
+        if self.votes is not None:
+            return self.votes(y, lengths)
+        return None if self.intent is None else self.intent(self.pooling(y, lengths)[0])
 
     def cost(self, tokens: Tokens, labels: Tensor, intents: Tensor | None) -> Tensor:
         """The sum over sentences of -ln p(labels) and of what the intent costs: labels (B, T), intents (B,).
@@ -99,18 +101,22 @@ class Tagger(nn.Module):
         To it comes what the words cost that are foretold, times its weight.
         """
         y = self._read(self.features.embed(tokens), tokens.lengths)
-        scores, intent = self._judged(y, tokens.lengths)
+        scores = self.output(y)
         if self.crf is not None:
             cost = -self.crf.log_likelihood(scores, labels, tokens.lengths).sum()
         else:
             cost = nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="sum")
-        if self.votes is not None and intents is not None:
-            cost = cost + self.votes.cost(y, tokens.lengths, intents)
-        elif intent is not None and intents is not None:
-            cost = cost + nn.functional.cross_entropy(intent, intents, reduction="sum")
+        if intents is not None:
+            cost = cost + self._intent_cost(y, tokens.lengths, intents)
         if self.foretelling is not None:
             cost = cost + self.foretelling_weight * self.foretelling(y, tokens.words, tokens.lengths)
         return cost
+
+    def _intent_cost(self, y: Tensor, lengths: Tensor, intents: Tensor) -> Tensor:
+        if self.votes is not None:
+            return self.votes.cost(y, lengths, intents)
+        told = self._intent(y, lengths)
+        return y.new_zeros(()) if told is None else nn.functional.cross_entropy(told, intents, reduction="sum")
 
     def labels(self, scores: Tensor, lengths: Tensor) -> list[list[int]]:
         """The likeliest labels of each sentence."""

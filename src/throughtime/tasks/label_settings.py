@@ -48,6 +48,8 @@ class Settings(ReadingSettings):
             raise UserError(f"scheme {self.scheme!r} is unknown; choose one of auto, {', '.join(SCHEMES)}")
         if self.intent_pooling not in INTENT_POOLINGS:
             raise UserError(f"intent pooling must be one of {', '.join(INTENT_POOLINGS)}, not {self.intent_pooling!r}")
+        if self.intent_pooling != "max" and not self.intent:
+            raise UserError(f"there is no intent for {self.intent_pooling!r} pooling; give --intent too")
         if not 0 <= self.swap_spans <= 1:
             raise UserError(f"swap spans must be at least 0 and at most 1, not {self.swap_spans:g}")
         if not 0 <= self.language_model_weight < float("inf"):
