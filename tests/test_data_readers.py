@@ -60,7 +60,8 @@ def test_conllu(tmp_path: Path) -> None:
     text = "# text = vámonos\n" + row.format("1-2", "vámonos", "_") + row.format(1, "vamos", "VERB")
     text += row.format(2, "nos", "PRON") + row.format("2.1", "x", "X") + "\n" + row.format(1, "春眠", "NOUN")
     path = put(tmp_path, text)
-    assert format_of(path) == "conllu"
+    assert format_of(path) == format_of(put(tmp_path, text, "file.conll")) == "conllu"
+    assert format_of(put(tmp_path, "a\tX\nb\tY\n", "file.conll")) == "conll"
     first, second = read_sentences(path)
     assert (first.words, first.labels) == (("vamos", "nos"), ("VERB", "PRON"))
     assert read_sentences(path, columns=Columns(segment=True))[1].words == ("春", "眠")

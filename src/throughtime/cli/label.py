@@ -25,7 +25,7 @@ from throughtime.cli.reading import (
     say_figures,
 )
 from throughtime.cli.settings import with_settings
-from throughtime.data.sentences import FORMATS, format_by_name
+from throughtime.data.sentences import FORMATS, format_by_name, format_of
 from throughtime.errors import UserError
 from throughtime.learning import Training
 from throughtime.learning.processes import first_process
@@ -75,7 +75,8 @@ def predict_label(
     Written are LABEL/PROBABILITY for each word, or the words that characters make; one sentence a line.
     """
     model = label.load(run)
-    form, input_ = read_as(form, input_, FORMATS, format_by_name(input_))
+    by_name = format_of(input_) if format_by_name(input_) else None
+    form, input_ = read_as(form, input_, FORMATS, by_name)
     if look_ahead is not None and not stream:
         raise UserError("a look-ahead is for a stream; give --stream too")
     if stream and form != "lines":

@@ -215,9 +215,9 @@ def format_by_name(path: Path) -> str | None:
 
 
 def format_of(path: Path) -> str:
-    """What a file looks like."""
+    """What a file is by its name, or what it looks like; CoNLL-U may be named .conll too."""
     named = format_by_name(path)
-    if named is not None:
+    if named not in (None, "conll"):
         return named
     for _, line in numbered_lines(path):
         if line.strip() and not line.startswith("#"):
