@@ -77,8 +77,10 @@ def test_from_files_to_labels(data: Path, trained: Path, tmp_path: Path, run: Ru
     assert "What is taken for what" in page
 
 
-def test_an_intent_that_words_vote_for(data: Path, tmp_path: Path) -> None:
-    settings = Settings(hidden=12, embedding=8, batch_size=8, intent=True, intent_pooling="vote", dropout=0.2)
+def test_an_intent_that_words_vote_for_who_see_each_other(data: Path, tmp_path: Path) -> None:
+    settings = Settings(
+        hidden=12, embedding=8, batch_size=8, intent=True, intent_pooling="vote", self_attention=5, dropout=0.2
+    )
     trained = label.train(data, tmp_path / "run", settings, Training(epochs=15, optimizer="adam", learning_rate=0.02))
     sentences = trained.read(put_parallel(tmp_path / "test", trips(20, seed=9)))
     assert (trained.evaluate(sentences).intent_accuracy or 0) > 0.9
@@ -87,6 +89,8 @@ def test_an_intent_that_words_vote_for(data: Path, tmp_path: Path) -> None:
     again = label.load(tmp_path / "run").predict_read(sentences)
     assert again == trained.predict_read(sentences)
     assert all(0 < (one.intent_probability or 0) <= 1 for one in again)
+    with pytest.raises(UserError, match="self-attention reads whole sentences; predict without a stream"):
+        trained.stream()
 
 
 def test_predictions_a_line_each(trained: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,9 +149,10 @@ def test_the_nearest_words_that_were_not_seen_are_foretold(pairs: bool, window: 
     assert not torch.equal(outputs(4 - side.behind + 1)[4, 6:], plain[4, 6:])
 
 
-def test_foretelling_teaches_the_network_besides_the_labels() -> None:
+@pytest.mark.parametrize("attention", [0, 4])  # which has seen what is to be foretold
+def test_foretelling_teaches_the_network_besides_the_labels(attention: int) -> None:
     torch.manual_seed(2)
-    network = model_of(language_model_weight=0.5).network
+    network = model_of(language_model_weight=0.5, self_attention=attention).network
     tokens = Tokens(torch.tensor([[3, 1, 2, 0], [4, 2, 1, 3]]), torch.tensor([3, 4]))
     labels = torch.tensor([[0, 1, 0, IGNORED], [0, 0, 1, 0]])
     y, _ = network.recurrent(network.features(tokens), lengths=tokens.lengths)
@@ -227,6 +232,15 @@ def test_a_stream_with_a_crf_is_well_formed(trained: Path, tmp_path: Path, run: 
     told = run("predict", trained, "--input", path, "--stream", "--look-ahead", 1).out.splitlines()
     assert [line.split("\t")[0] for line in told] == ["show", "flights", "from", "new", "york", "to", "boston", ""]
     assert_told(run("predict", trained, "--input", path, "--look-ahead", 1), "a look-ahead is for a stream")
+
+
+def test_files_named_conll_may_be_conllu(tmp_path: Path, run: Run) -> None:
+    rows = [f"{k}\t{word}\t_\tX\t_\t_\t_\t_\t_\t_\n" for k, word in enumerate(("春眠", "不", "觉晓"), 1)]
+    path = tmp_path / "train.conll"
+    path.write_text("".join([*rows, "\n"]) * 9, encoding="utf-8")
+    assert run("train", "label", "--data", path, "--segment", *SMALL, "--out", tmp_path / "run").status == 0
+    told = run("predict", tmp_path / "run", "--input", path).out.splitlines()
+    assert [line.replace(" ", "") for line in told] == ["春眠不觉晓"] * 9
 
 
 def test_segmentation_there_and_back(tmp_path: Path, run: Run) -> None:
@@ -382,6 +396,9 @@ def test_what_is_wrong_with_the_data_is_told(data: Path, tmp_path: Path, run: Ru
     told("a O\n\nb O\n", "swap spans must be at least 0 and at most 1, not 2", "--swap-spans", 2)
     told("a O\n\nb O\n", "intent pooling must be one of last, mean, max, attention, vote", "--intent-pooling", "sum")
     told("a O\n\nb O\n", "there is no intent for 'vote' pooling; give --intent too", "--intent-pooling", "vote")
+    told("a O\n\nb O\n", "self attention must be at least 0, not -1", "--self-attention", -1)
+    last = ("--intent", "--intent-pooling", "last", "--self-attention", 3)
+    told("a O\n\nb O\n", "what self-attention draws has no last step", *last)
     told("a O\n\nb O\n", "bad.conll:1: column 1 is to be both word and label", "--label-column", 1)
 
 
@@ -390,7 +407,8 @@ def test_an_empty_sentence_has_an_intent_and_no_labels(tmp_path: Path, run: Run,
     sentences = trips(20)
     sentences[3:3] = [([], [], "none")] * 2
     data = put_parallel(tmp_path / "train", sentences)
-    options = ("--characters", "--crf", "--intent", "--intent-pooling", pooling, "--language-model-weight", 0.1)
+    options = ["--characters", "--crf", "--intent", "--intent-pooling", pooling, "--language-model-weight", 0.1]
+    options += ["--self-attention", 5] if pooling != "last" else []
     run("train", "label", "--data", data, "--valid", data, *SMALL, *options, "--epochs", 2, "--out", tmp_path / "run")
     lines = run("predict", tmp_path / "run", "--input", data, "--json").out.splitlines()
     assert [len(json.loads(line)["labels"]) for line in lines] == [len(words) for words, _, _ in sentences]

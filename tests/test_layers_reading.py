@@ -13,6 +13,7 @@ from throughtime.layers import (
     LockedDropout,
     Pooling,
     Recurrent,
+    SelfAttention,
     TokenFeatures,
     Tokens,
     Votes,
@@ -83,6 +84,24 @@ def test_the_gradients_of_votes_are_those_of_finite_differences() -> None:
     y, lengths = torch.randn(3, 4, 3, dtype=torch.float64, requires_grad=True), torch.tensor([4, 0, 2])
     assert torch.autograd.gradcheck(lambda y: votes(y, lengths), (y,))
     assert torch.autograd.gradcheck(lambda y: votes.cost(y, lengths, torch.tensor([1, 0, 3])), (y,))
+
+
+def test_attention_is_over_the_real_steps_as_the_equation_has_it() -> None:
+    attention = SelfAttention(3, 5).double()
+    x, lengths = torch.randn(4, 6, 3, dtype=torch.float64), torch.tensor([6, 2, 0, 1])
+    x[1, 2:], x[2], x[3, 1:] = torch.nan, torch.nan, torch.nan
+    found = attention(x, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        q, k, v = (made(x[row, :length]) for made in (attention.query, attention.key, attention.value))
+        torch.testing.assert_close(found[row, :length], (q @ k.T / 5**0.5).softmax(-1) @ v)
+    assert not found[2].any()
+    assert attention(x[:, :0], lengths * 0).shape == (4, 0, 5)
+
+
+def test_the_gradients_of_attention_are_those_of_finite_differences() -> None:
+    attention = SelfAttention(3, 4).double()
+    x, lengths = torch.randn(3, 4, 3, dtype=torch.float64, requires_grad=True), torch.tensor([4, 0, 2])
+    assert torch.autograd.gradcheck(lambda x: attention(x, lengths), (x,))
 
 
 def test_windows_hold_the_neighbours_within_the_length() -> None:

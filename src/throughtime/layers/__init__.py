@@ -1,5 +1,6 @@
 """What models are made of."""
 
+from throughtime.layers.attention import SelfAttention
 from throughtime.layers.characters import CharacterFeatures
 from throughtime.layers.crf import CRF
 from throughtime.layers.dropout import LockedDropout
@@ -18,6 +19,7 @@ __all__ = [
     "LockedDropout",
     "Pooling",
     "Recurrent",
+    "SelfAttention",
     "TokenFeatures",
     "Tokens",
     "Votes",

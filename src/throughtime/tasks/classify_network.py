@@ -42,6 +42,13 @@ class Classifier(nn.Module):
 
     def judge(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same from embedded steps (B, T, .)."""
-        y, _ = self.recurrent(self.features.spread(x, lengths), lengths=lengths)
-        pooled, weights = self.pooling(y, lengths)
+        pooled, weights = self.pooling(self._read(x, lengths), lengths)
         return self.output(self.dropout(pooled)), weights
+
+    def scores(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The scores (B, T, N) that each of the embedded steps would have as what is pooled."""
+        return self.output(self._read(x, lengths))
+
+    def _read(self, x: Tensor, lengths: Tensor) -> Tensor:
+        y, _ = self.recurrent(self.features.spread(x, lengths), lengths=lengths)
+        return y  # (B, T, O)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from throughtime.data.spans import may_follow
@@ -14,6 +15,7 @@ from throughtime.layers import (
     LockedDropout,
     Pooling,
     Recurrent,
+    SelfAttention,
     TokenFeatures,
     Tokens,
     Votes,
@@ -41,6 +43,7 @@ class Tagger(nn.Module):
         crf: whether labels are judged as a whole sequence; their scheme is then kept to.
         intents: how many there are; 0 for none.
         intent_pooling: what becomes of the steps, for the intent: a name of `layers.POOLINGS`, or "vote", for `Votes`.
+        self_attention: features that each word draws from all words, beside those of ``recurrent``; 0 for none.
         directions: of ``recurrent``.
         dropout: of the layers' outputs.
         locked: what is dropped of them is so at all steps.
@@ -58,6 +61,7 @@ class Tagger(nn.Module):
         crf: bool = False,
         intents: int = 0,
         intent_pooling: str = "max",
+        self_attention: int = 0,
         directions: int = 1,
         dropout: float = 0.0,
         locked: bool = False,
@@ -68,13 +72,14 @@ class Tagger(nn.Module):
         self.features = features
         self.recurrent = recurrent
         self.dropout = LockedDropout(dropout) if locked else nn.Dropout(dropout)
-        width = recurrent.output_size
+        self.attention = SelfAttention(features.output_size, self_attention) if self_attention else None
+        width = recurrent.output_size + self_attention
         self.output = nn.Linear(width, len(labels))
         self.crf = CRF(len(labels), *may_follow(labels, scheme)) if crf else None
         voted, pooled = intents and intent_pooling == "vote", intents and intent_pooling != "vote"
         self.votes = Votes(width, intents) if voted else None
         self.intent = nn.Linear(width, intents) if pooled else None
-        self.pooling = Pooling(intent_pooling if pooled else "max", width, directions)
+        self.pooling = Pooling(intent_pooling, width, 1 if self_attention else directions) if pooled else None
         self.foretelling, self.foretelling_weight = foretelling, foretelling_weight
 
     def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
@@ -86,14 +91,23 @@ class Tagger(nn.Module):
         y = self._read(x, lengths)
         return self.output(y), self._intent(y, lengths)
 
+    def scores(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The labels' scores (B, T, L) alone."""
+        return self.output(self._read(x, lengths))
+
     def _read(self, x: Tensor, lengths: Tensor) -> Tensor:
-        y, _ = self.recurrent(self.features.spread(x, lengths), lengths=lengths)
+        x = self.features.spread(x, lengths)
+        y, _ = self.recurrent(x, lengths=lengths)
+        if self.attention is not None:
+            y = torch.cat([y, self.attention(x, lengths)], dim=-1)
         return self.dropout(y)  # (B, T, O)
 
     def _intent(self, y: Tensor, lengths: Tensor) -> Tensor | None:
         if self.votes is not None:
             return self.votes(y, lengths)
-        return None if self.intent is None else self.intent(self.pooling(y, lengths)[0])
+        if self.intent is None or self.pooling is None:
+            return None
+        return self.intent(self.pooling(y, lengths)[0])
 
     def cost(self, tokens: Tokens, labels: Tensor, intents: Tensor | None) -> Tensor:
         """The sum over sentences of -ln p(labels) and of what the intent costs: labels (B, T), intents (B,).
@@ -109,7 +123,8 @@ class Tagger(nn.Module):
         if intents is not None:
             cost = cost + self._intent_cost(y, tokens.lengths, intents)
         if self.foretelling is not None:
-            cost = cost + self.foretelling_weight * self.foretelling(y, tokens.words, tokens.lengths)
+            own = y[..., : self.recurrent.output_size]  # attention has seen what is to be foretold
+            cost = cost + self.foretelling_weight * self.foretelling(own, tokens.words, tokens.lengths)
         return cost
 
     def _intent_cost(self, y: Tensor, lengths: Tensor, intents: Tensor) -> Tensor:

@@ -37,6 +37,9 @@ class Settings(ReadingSettings):
     language_model_weight: float = setting(
         0.0, "What it counts, beside the labels, to foretell the words to come and gone, in training (Rei 2017)."
     )
+    self_attention: int = setting(
+        0, "Features that each word draws from all by self-attention, beside those of the cell's layers; 0 for none."
+    )
     intent: bool = setting(False, "Learn the label of the whole sentence too (parallel files).")
     intent_pooling: str = setting("max", f"What becomes of the words, for the intent: {', '.join(INTENT_POOLINGS)}.")
 
@@ -50,6 +53,10 @@ class Settings(ReadingSettings):
             raise UserError(f"intent pooling must be one of {', '.join(INTENT_POOLINGS)}, not {self.intent_pooling!r}")
         if self.intent_pooling != "max" and not self.intent:
             raise UserError(f"there is no intent for {self.intent_pooling!r} pooling; give --intent too")
+        if self.self_attention < 0:
+            raise UserError(f"self attention must be at least 0, not {self.self_attention}")
+        if self.self_attention and self.intent_pooling == "last":
+            raise UserError("what self-attention draws has no last step; choose another --intent-pooling")
         if not 0 <= self.swap_spans <= 1:
             raise UserError(f"swap spans must be at least 0 and at most 1, not {self.swap_spans:g}")
         if not 0 <= self.language_model_weight < float("inf"):
@@ -113,6 +120,7 @@ class Settings(ReadingSettings):
             crf=self.crf,
             intents=intents,
             intent_pooling=self.intent_pooling,
+            self_attention=self.self_attention,
             directions=2 if self.bidirectional else 1,
             dropout=self.dropout,
             locked=self.locked_dropout,

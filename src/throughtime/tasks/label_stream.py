@@ -34,13 +34,16 @@ class LabelStream:
             for a model that reads forwards; four more for one that reads from both ends.
 
     Raises:
-        UserError: the look-ahead is less than what the model needs; or it needs further columns beside the words.
+        UserError: the look-ahead is less than what the model needs; or it needs further columns beside the words, or
+            whole sentences.
     """
 
     def __init__(self, model: LabelModel, look_ahead: int | None = None) -> None:
         settings = model.settings
         if settings.has_extras:
             raise UserError("the model reads further columns beside the words, which a stream of words does not have")
+        if settings.self_attention:
+            raise UserError("the model's self-attention reads whole sentences; predict without a stream")
         self._beside = settings.window // 2
         needed = self._beside + settings.pairs
         if look_ahead is None:

@@ -33,12 +33,12 @@ class Steps(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.recurrent, self.output = network.recurrent, network.output
-        self._spread = network.features.spread
+        self._scores = network.scores
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, T, E) -> (B, T, N)``."""
         lengths = torch.full(x.shape[:1], x.shape[1])
-        return self.output(self.recurrent(self._spread(x, lengths))[0])
+        return self._scores(x, lengths)
 
 
 def along_classified(
