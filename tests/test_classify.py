@@ -186,7 +186,7 @@ def test_images(tmp_path: Path, run: Run, way: str) -> None:
         images[k, 1 + 2 * label : 3 + 2 * label, 1:5] = 255
     put_images(tmp_path, "train", images, labels)
     put_images(tmp_path, "t10k", images[:10], labels[:10])
-    options = ["--hidden", 8, "--epochs", 2, "--shift", 1, way]
+    options = ["--hidden", 8, "--epochs", 2, "--shift", 1, "--rotate", 5, "--zoom", 0.1, way]
     ended = run("train", "classify", "--data", tmp_path, "--format", "idx", "--out", tmp_path / "run", *options)
     assert ended.status == 0
     model = classify.load(tmp_path / "run")
@@ -196,18 +196,22 @@ def test_images(tmp_path: Path, run: Run, way: str) -> None:
     assert len(run("predict", tmp_path / "run", "--input", tmp_path).out.splitlines()) == 10
 
 
+def test_images_that_are_no_square_are_changed_row_by_row_alone(tmp_path: Path, run: Run) -> None:
+    put_images(tmp_path, "train", np.random.default_rng(1).integers(0, 256, (20, 4, 6)), np.arange(20) % 2)
+    options = ["--format", "idx", "--out", tmp_path / "run", "--hidden", 4, "--steps", 2, "--shift", 1]
+    ended = run("train", "classify", "--data", tmp_path, *options, "--no-rows-as-time")
+    assert_told(ended, r"image 0: 24 pixels are no square, .* or take --rows-as-time")
+    assert run("train", "classify", "--data", tmp_path, *options).status == 0
+
+
 @pytest.mark.parametrize("rows", [True, False])
-def test_images_are_shifted_whole(rows: bool) -> None:
-    image = torch.zeros(3, 5, 5)
-    image[:, 2, 2] = 1
+def test_images_are_changed_as_images(rows: bool) -> None:
+    image = torch.rand(3, 5, 5)
+    settings = classify.Settings(shift=1, rotate=20, zoom=0.1, rows_as_time=rows)
     values = image if rows else image.reshape(3, 25, 1)
-    seen = set()
-    for seed in range(60):
-        moved = classify._shifted(values, 1, rows, np.random.default_rng(seed))
-        assert moved.shape == values.shape
-        assert float(moved.sum()) == 3  # nothing is lost or wrapped around
-        seen |= {tuple(at) for at in moved.reshape(3, 5, 5)[0].nonzero().tolist()}
-    assert seen == {(r, c) for r in (1, 2, 3) for c in (1, 2, 3)}
+    changed = classify._warped(values, settings, np.random.default_rng(1))
+    assert changed.shape == values.shape
+    torch.testing.assert_close(changed.reshape(3, 5, 5), settings.warp(image, np.random.default_rng(1)))
 
 
 def test_what_is_wrong_with_the_data_is_told(tmp_path: Path, run: Run) -> None:
@@ -222,6 +226,10 @@ def test_what_is_wrong_with_the_data_is_told(tmp_path: Path, run: Run) -> None:
     told(b"text,label\na,b\n" + "é,b\n".encode("latin-1"), r"bad.csv:3: not UTF-8")
     told("text,label\na,x\nb,x\n", "all examples are of the class 'x'")
     told("text,label\na,x\nb,y\n", "one example of each class, none to validate on")
+    told("text,label\na,x\nb,y\n", r"holds no images \(csv\); leave out --shift, --rotate and --zoom", "--zoom", 0.1)
+    told("text,label\na,x\nb,y\n", r"holds no series \(csv\); leave out --jitter and --stretch", "--jitter", 0.1)
+    told("text,label\na,x\nb,y\n", "rotate must be from 0 to 180 degrees, not 200", "--rotate", 200)
+    told("text,label\na,x\nb,y\n", "zoom must be at least 0 and below 1, not 1", "--zoom", 1)
     told("words,label\na,x\n", r"no column 'text' here \(it has words, label\); name one with --text-column")
     told("text,label\na,x\n", r"no column 'kind' here", "--label-column", "kind")
     told("text,label\na,x\n", "column 'text' cannot be both text and label", "--label-column", "text")

@@ -27,6 +27,7 @@ from throughtime.data.buckets import Buckets, in_order
 from throughtime.data.index import WordIndex, split_validation
 from throughtime.data.series import series_of_line
 from throughtime.data.streams import IGNORED
+from throughtime.data.warp import Warp
 from throughtime.errors import UserError
 from throughtime.layers import TokenFeatures, Tokens
 from throughtime.learning import Loss, Training, begin_run, fit, load_model, load_settings, seed_all
@@ -184,8 +185,8 @@ class ClassifyModel:
 
     def _changed(self, frames: Frames, drawn: np.random.Generator) -> Frames:
         settings, values = self.settings, frames.values
-        if settings.shift and self.form == "idx":
-            values = _shifted(values, settings.shift, settings.rows_as_time, drawn)
+        if self.form == "idx":
+            values = _warped(values, settings, drawn)
         features = self.network.features
         assert isinstance(features, SeriesFeatures)
         if settings.stretch:
@@ -256,6 +257,7 @@ def train(
     settings, training, out = settings or Settings(), training or TRAINING, Path(out)
     refuse_overwriting(out, resume)
     form, learnt = settings.read(Path(data), "train")
+    _check_changes(settings, form, learnt, data)
     labels = sorted({example.label for example in learnt})
     if len(labels) < 2:
         raise UserError(f"{data}: all examples are of the class {labels[0]!r}; at least two classes are needed")
@@ -324,12 +326,23 @@ def _frames(series: Sequence[Any], channels: int) -> Frames:
     return Frames(torch.from_numpy(padded), lengths)
 
 
-def _shifted(values: Tensor, most: int, rows_as_time: bool, drawn: np.random.Generator) -> Tensor:
-    """Each image moved by up to ``most`` pixels either way; what comes in is dark."""
-    side = values.shape[2] if rows_as_time else round(values.shape[1] ** 0.5)
+def _check_changes(settings: Settings, form: str, examples: Sequence[Example], data: str | Path) -> None:
+    """That what is to be changed at random is there to be changed."""
+    if settings.warp != Warp() and form != "idx":
+        raise UserError(f"{data} holds no images ({form}); leave out --shift, --rotate and --zoom")
+    if (settings.jitter or settings.stretch) and not Settings.is_series(form):
+        raise UserError(f"{data} holds no series ({form}); leave out --jitter and --stretch")
+    if settings.warp != Warp() and not settings.rows_as_time:
+        for example in examples:
+            if round(example.length**0.5) ** 2 != example.length:
+                raise UserError(
+                    f"{example.where}: {example.length} pixels are no square, and read one by one they have no rows; "
+                    "leave out --shift, --rotate and --zoom, or take --rows-as-time"
+                )
+
+
+def _warped(values: Tensor, settings: Settings, drawn: np.random.Generator) -> Tensor:
+    """Images of rows, or of pixels one by one, changed at random; ``(B, T, I) -> (B, T, I)``."""
+    side = values.shape[2] if settings.rows_as_time else round(values.shape[1] ** 0.5)
     images = values.reshape(len(values), -1, side)
-    padded = nn.functional.pad(images, (most, most, most, most))
-    down, right = drawn.integers(0, 2 * most + 1, (2, len(images)))
-    rows, columns = images.shape[1:]
-    moved_ = [padded[k, d : d + rows, r : r + columns] for k, (d, r) in enumerate(zip(down, right, strict=True))]
-    return torch.stack(moved_).reshape(values.shape) if moved_ else values
+    return settings.warp(images, drawn).reshape(values.shape)

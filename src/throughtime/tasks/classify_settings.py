@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from throughtime.data.warp import Warp
 from throughtime.errors import UserError
 from throughtime.layers import POOLINGS, Pooling
 from throughtime.tasks.classify_data import FORMATS, SERIES, Example, How, read_examples
@@ -29,6 +30,8 @@ class Settings(ReadingSettings):
     binary: bool = setting(False, "Of sentiments 0 to 4, tell 0 and 1 from 3 and 4; 2 is left out.")
     pooling: str = setting("max", f"One vector for a sequence: {', '.join(POOLINGS)}.")
     shift: int = setting(0, "Shift images at random by up to so many pixels, in training.")
+    rotate: float = setting(0.0, "Turn images at random by up to so many degrees, in training.")
+    zoom: float = setting(0.0, "Resize images at random by up to this share, height and width apart, in training.")
     jitter: float = setting(0.0, "Add noise of this deviation to series (scaled to deviation 1), in training.")
     stretch: float = setting(0.0, "Scale series at random by up to this share, in training.")
 
@@ -46,14 +49,21 @@ class Settings(ReadingSettings):
             )
         if self.shift < 0 or self.jitter < 0:
             raise UserError("shift and jitter must be at least 0")
-        if not 0 <= self.stretch < 1:
-            raise UserError(f"stretch must be at least 0 and below 1, not {self.stretch:g}")
+        if not 0 <= self.rotate <= 180:
+            raise UserError(f"rotate must be from 0 to 180 degrees, not {self.rotate:g}")
+        for name in ("stretch", "zoom"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 0 and below 1, not {getattr(self, name):g}")
 
     def read(self, path: Path, part: str, *, labelled: bool = True) -> tuple[str, list[Example]]:
         """The format of a file, and its examples; ``part`` ("train", "valid", "test") says which files of a folder."""
         label = self.label_column if labelled else None
         how = How(self.text_column, label, self.unit, self.rows_as_time, self.phrases, self.binary)
         return read_examples(path, self.format, part, how)
+
+    @property
+    def warp(self) -> Warp:
+        return Warp(self.shift, self.rotate, self.zoom)
 
     def pool(self, size: int) -> Pooling:
         return Pooling(self.pooling, size, 2 if self.bidirectional else 1)
