@@ -145,6 +145,9 @@ def test_a_run_says_what_it_is_and_is_the_same_when_resumed(tmp_path):
         begin_run(run, "label", settings, resume=True)
     with pytest.raises(UserError, match=r"other settings \(more\)"):
         begin_run(run, "language", {**settings, "more": 1}, resume=True)
+    begin_run(run, "language", {**settings, "more": 1}, resume=True, usual={"more": 1, "sizes": 3})
+    with pytest.raises(UserError, match="begun with more 1, not 2; go on with the same"):
+        begin_run(run, "language", {**settings, "more": 2}, resume=True, usual={"more": 1})
     with pytest.raises(UserError, match="saved nothing so far"):
         load_model(run, torch.nn.Linear(1, 1))
     save_model(run, torch.nn.Linear(1, 1))

@@ -61,11 +61,18 @@ def test_conllu(tmp_path: Path) -> None:
     text += row.format(2, "nos", "PRON") + row.format("2.1", "x", "X") + "\n" + row.format(1, "春眠", "NOUN")
     path = put(tmp_path, text)
     assert format_of(path) == format_of(put(tmp_path, text, "file.conll")) == "conllu"
-    assert format_of(put(tmp_path, "a\tX\nb\tY\n", "file.conll")) == "conll"
+    assert format_of(put(tmp_path, "\n# a comment\n\n" + row.format("0.1", "y", "X") + text)) == "conllu"
+    for other in ("", "# alone\n", "a\tX\nb\tY\n", "1\tX\n", row.format(1984, "NN", "O"), row.format(2, "NN", "O")):
+        assert format_of(put(tmp_path, other, "file.conll")) == "conll"
+    words = row.format(1, "CD", "O") + row.format("was", "VB", "O")  # a word that could be a number of the format
+    assert format_of(put(tmp_path, words, "file.conll")) == "conll"
+    path = put(tmp_path, text)
     first, second = read_sentences(path)
     assert (first.words, first.labels) == (("vamos", "nos"), ("VERB", "PRON"))
     assert read_sentences(path, columns=Columns(segment=True))[1].words == ("春", "眠")
     assert read_sentences(path, columns=Columns(segment=True))[1].labels == ("B", "E")
+    last = put(tmp_path, "1 ab\n2 c\n")  # the labels' column is not read where words' borders are the labels
+    assert read_sentences(last, columns=Columns(word=-1, segment=True))[0].labels == ("B", "E", "S")
     assert second.line == 7
     with pytest.raises(UserError, match="file:2: 3 columns; CoNLL-U has 10"):
         read_sentences(put(tmp_path, row.format(1, "a", "X") + "2\tb\tc\n"), "conllu")
@@ -182,6 +189,10 @@ def test_tables(tmp_path: Path) -> None:
         ("jsonl", '{"text": 1, "label": 2}\n', "file:1: 'text' is a number, where a text is wanted"),
         ("jsonl", '{"text": "a", "label": ["b"]}\n', "file:1: 'label' is a list, where a label is wanted"),
         ("jsonl", "\n{oops}\n", "file:2: not a line of JSON"),
+        ("jsonl", "[" * 100_000 + "\n", "file:1: not a line of JSON"),
+        ("jsonl", "9" * 5000 + "\n", "file:1: not a line of JSON"),
+        ("csv", "text,label,text\na,b,c\n", "file:1: 2 columns are named 'text'; rename all but one"),
+        ("csv", '"one\nname",label\na,b\n', "file:1: no column 'text' here \\(it has one name, label\\)"),
         ("jsonl", "[]\n", "file:1: a list, where a JSON object is wanted"),
     ],
 )

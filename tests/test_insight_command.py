@@ -63,8 +63,10 @@ def reading(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reading")
     put_parallel(folder / "train", trips(20))
     put_parallel(folder / "valid", trips(5, seed=2))
-    for name, valid in (("own", None), ("given", str(folder / "valid"))):
-        settings = label.Settings(hidden=6, embedding=5, characters=True, crf=True, scheme="bioes", valid=valid)
+    for name, valid, attention in (("own", None, 0), ("given", str(folder / "valid"), 3)):
+        settings = label.Settings(
+            hidden=6, embedding=5, characters=True, crf=True, scheme="bioes", valid=valid, self_attention=attention
+        )
         label.train(folder / "train", folder / name, settings, Training(steps=2))
     return folder
 
@@ -91,6 +93,9 @@ def test_the_longest_sentence_is_read_with_its_labels(reading, tmp_path):
     scores, _ = model.network(model.tokens([model.sentence(" ".join(longest[0]))]))
     torch.testing.assert_close(along.network(along.x), scores)
     assert isinstance(along.network, Steps)
+    assert along.network.attention is model.network.attention is not None
+    assert along.network.double()(along.x.double()).dtype == torch.float64  # all that computes goes along
+    along.network.float()
     cut = along_labelled(model, run, None, tmp_path / "test.conll", 5)
     assert (cut.pieces, cut.x.shape[1]) == (longest[0][:5], 5)
 

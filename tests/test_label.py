@@ -16,7 +16,8 @@ from throughtime.data.spans import spans_of
 from throughtime.data.streams import IGNORED
 from throughtime.errors import UserError
 from throughtime.layers import Tokens
-from throughtime.learning import Training
+from throughtime.learning import Training, load_config
+from throughtime.learning.storage import json_bytes
 from throughtime.tasks import label
 from throughtime.tasks.label import LabelModel, Settings
 from throughtime.tasks.label_network import INTENT_POOLINGS
@@ -241,6 +242,37 @@ def test_files_named_conll_may_be_conllu(tmp_path: Path, run: Run) -> None:
     assert run("train", "label", "--data", path, "--segment", *SMALL, "--out", tmp_path / "run").status == 0
     told = run("predict", tmp_path / "run", "--input", path).out.splitlines()
     assert [line.replace(" ", "") for line in told] == ["春眠不觉晓"] * 9
+    options = ["--format", "conll", "--word-column", 2, "--label-column", 4, *SMALL, "--out", tmp_path / "other"]
+    assert run("train", "label", "--data", path, *options).status == 0  # what was said of the training data goes first
+    told = run("predict", tmp_path / "other", "--input", path, "--json").out.splitlines()
+    assert [json.loads(line)["words"] for line in told] == [["春眠", "不", "觉晓"]] * 9
+
+
+def test_sentences_without_words_alone_are_told(tmp_path: Path, run: Run) -> None:
+    empty = put_parallel(tmp_path / "empty", [([], [], "x"), ([], [], "y")] * 4)
+    some = put_parallel(tmp_path / "some", trips(4))
+    for data, valid in ((empty, some), (some, empty)):
+        for options in ([], ["--intent", "--intent-pooling", "vote", "--self-attention", 3]):
+            ended = run("train", "label", "--data", data, "--valid", valid, *options, "--out", tmp_path / "run")
+            assert_told(ended, "empty.*:1: neither this sentence nor any other has words")
+            assert not (tmp_path / "run").exists()
+
+
+def test_runs_of_an_older_version_are_read_and_gone_on_with(data: Path, tmp_path: Path) -> None:
+    def older(run: Path, **others: object) -> None:
+        job, said = load_config(run)
+        said = {name: value for name, value in said.items() if name != "self_attention"} | others
+        (run / "config.json").write_bytes(json_bytes("run", {"job": job, "settings": said}))
+
+    settings = Settings(hidden=5, embedding=4, batch_size=8)
+    training = Training(steps=4, optimizer="adam", keep="last")
+    whole = label.train(data, tmp_path / "whole", settings, training)
+    label.train(data, tmp_path / "parts", settings, training.bounded(steps=2))
+    older(tmp_path / "parts")
+    parts = label.train(data, tmp_path / "parts", settings, training, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.network.parameters(), parts.network.parameters(), strict=True))
+    older(tmp_path / "whole", intent_pooling="mean")  # was taken, and meant nothing, where there is no intent
+    assert label.load(tmp_path / "whole").predict_read(whole.read(data)) == whole.predict_read(whole.read(data))
 
 
 def test_segmentation_there_and_back(tmp_path: Path, run: Run) -> None:

@@ -75,8 +75,7 @@ def predict_label(
     Written are LABEL/PROBABILITY for each word, or the words that characters make; one sentence a line.
     """
     model = label.load(run)
-    by_name = format_of(input_) if format_by_name(input_) else None
-    form, input_ = read_as(form, input_, FORMATS, by_name)
+    form, input_ = read_as(form, input_, FORMATS, _by_name(model, input_) if form == "auto" else None)
     if look_ahead is not None and not stream:
         raise UserError("a look-ahead is for a stream; give --stream too")
     if stream and form != "lines":
@@ -94,6 +93,14 @@ def predict_label(
         return
     for lines in groups(lines_of(input_), str(input_) != "-"):
         told(model.predict_read([model.sentence(line) for line in lines]))
+
+
+def _by_name(model: LabelModel, path: Path) -> str | None:
+    """The format that a file's name tells; .conll has two, so the training data's goes first."""
+    named, trained = format_by_name(path), model.settings.format
+    if named != "conll":
+        return named
+    return trained if trained in ("conll", "conllu") else format_of(path)
 
 
 def _told(model: LabelModel, one: Labelled) -> str:

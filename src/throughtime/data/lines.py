@@ -50,5 +50,6 @@ def read_json_line(line: str, path: Path, number: int) -> Any:
     """
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: not a line of JSON ({error.msg}); one object a line is wanted") from error
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, thousands of brackets
+        why = getattr(error, "msg", error)
+        raise UserError(f"{path}:{number}: not a line of JSON ({why}); one object a line is wanted") from error

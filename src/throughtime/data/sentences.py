@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -219,17 +221,21 @@ def format_of(path: Path) -> str:
     named = format_by_name(path)
     if named not in (None, "conll"):
         return named
-    for _, line in numbered_lines(path):
-        if line.strip() and not line.startswith("#"):
-            cells = line.split("\t")
-            return "conllu" if len(cells) == 10 and cells[0].split("-")[0].isdigit() else "conll"
-    return "conll"
+    lines = (line for _, line in numbered_lines(path) if not line.startswith("#"))
+    first = list(takewhile(str.strip, dropwhile(lambda line: not line.strip(), lines)))  # the first sentence's
+    return "conllu" if _looks_like_conllu([line.split("\t") for line in first]) else "conll"
+
+
+def _looks_like_conllu(rows: list[list[str]]) -> bool:
+    """Ten columns, in the first of which a sentence's words are counted."""
+    numbered = all(len(cells) == 10 and re.fullmatch(r"\d+([-.]\d+)?", cells[0]) for cells in rows)
+    return bool(rows) and numbered and re.fullmatch(r"1|1-\d+|0\.\d+", rows[0][0]) is not None
 
 
 def _sentence(path: Path, rows: list[tuple[int, list[str]]], columns: Columns, word: int, label: int) -> Sentence:
     words = _column(path, rows, columns.word or word)
     extras = [tuple(_column(path, rows, column)) for column in columns.extra]
-    if columns.labelled:
+    if columns.labelled and not columns.segment:
         _check_columns(path, *rows[0], columns.word or word, columns.label or label, columns.extra)
     if columns.strip_digit:
         for (number, _), word_ in zip(rows, words, strict=True):

@@ -50,10 +50,12 @@ def read_table(path: Path, form: str, text: str, label: str | None) -> Iterator[
 def _check_names(path: Path, number: int, names: Sequence[Any], wanted: Mapping[str, str]) -> None:
     for kind, name in wanted.items():
         if name not in names:
+            has = ", ".join(" ".join(str(name).split()) for name in names)
             raise UserError(
-                f"{path}:{number}: no column {name!r} here (it has {', '.join(map(str, names)) or 'none'}); "
-                f"name one with --{kind}-column"
+                f"{path}:{number}: no column {name!r} here (it has {has or 'none'}); name one with --{kind}-column"
             )
+        if names.count(name) > 1:
+            raise UserError(f"{path}:{number}: {names.count(name)} columns are named {name!r}; rename all but one")
 
 
 def _csv(path: Path, wanted: Mapping[str, str], tabs: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -36,10 +37,24 @@ class Config(NamedTuple):
     settings: dict[str, Any]  # whatever the job needs to build its model again; plain JSON
 
 
-def begin_run(run: Path | str, job: str, settings: dict[str, Any], *, resume: bool = False) -> None:
+def begin_run(
+    run: Path | str,
+    job: str,
+    settings: dict[str, Any],
+    *,
+    resume: bool = False,
+    usual: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Makes the folder of a run, or, with ``resume``, finds it to be the same run.
 
     Only the first of several processes writes.
+
+    Args:
+        run: the folder.
+        job: what is trained.
+        settings: whatever the job needs to build its model again.
+        resume: whether there may be such a run already.
+        usual: what settings are that a run of an older version does not name yet.
 
     Raises:
         UserError: there is a run already and ``resume`` is not asked for; there is another run to resume; the folder
@@ -53,16 +68,16 @@ def begin_run(run: Path | str, job: str, settings: dict[str, Any], *, resume: bo
         before = load_config(run)
         if before.job != job:
             raise UserError(f"{run} holds a run of {before.job!r}, not of {job!r}; name another folder")
-        if before.settings.keys() == settings.keys():
+        was_begun = {**_plain(dict(usual)), **before.settings}
+        if was_begun.keys() == settings.keys():
             for name, value in _plain(settings).items():
-                if before.settings[name] != value:
-                    was = before.settings[name]
+                if (was := was_begun[name]) != value:
                     raise UserError(
                         f"{run} was begun with {name} {_short(was)}, not {_short(value)}; go on with the same, or "
                         "name another folder"
                     )
             return
-        changed = sorted(before.settings.keys() ^ settings.keys())[0]
+        changed = sorted(was_begun.keys() ^ settings.keys())[0]
         raise UserError(f"{run} was begun with other settings ({changed}); name another folder")
     with full_disk_told(run / CONFIG):
         run.mkdir(parents=True, exist_ok=True)

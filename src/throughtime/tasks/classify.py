@@ -280,7 +280,7 @@ def train(
     for example in held_out:
         model.check(example)
     made = {"words": None if index is None else index.to_json(), "channels": channels, "labels": labels, "form": form}
-    begin_run(out, JOB, {**asdict(settings), "model": made}, resume=resume)
+    begin_run(out, JOB, {**asdict(settings), "model": made}, resume=resume, usual=asdict(Settings()))
     if rest is not None:
         remember_held_out(out, Path(data), rest, held_out)
     fit(ClassifyProblem(model, learnt, held_out, training.seed), out, training, resume=resume, items="sequences")

@@ -256,6 +256,8 @@ def train(
         UserError: data, settings or folder will not do.
     """
     settings, training, out = settings or Settings(), training or TRAINING, Path(out)
+    if settings.intent_pooling != "max" and not settings.intent:  # not in Settings: there are such runs to be loaded
+        raise UserError(f"there is no intent for {settings.intent_pooling!r} pooling; give --intent too")
     refuse_overwriting(out, resume)
     learnt, held_out, rest = _read(Path(data), settings, training.seed)
     scheme = settings.scheme
@@ -279,7 +281,7 @@ def train(
     config["model"] |= {"scheme": scheme, "known": None if model.known is None else sorted(model.known)}
     if width := settings.width(Path(data)):
         config["model"]["width"], model = width, replace(model, width=width)
-    begin_run(out, JOB, config, resume=resume)
+    begin_run(out, JOB, config, resume=resume, usual=asdict(Settings()))
     if rest is not None:
         remember_held_out(out, Path(data), rest, held_out)
     fit(LabelProblem(model, learnt, held_out, training.seed), out, training, resume=resume, items="sentences")
@@ -327,6 +329,9 @@ def _read(data: Path, settings: Settings, seed: int) -> tuple[list[Sentence], li
             raise UserError(f"{data}: one sentence, so none is left to validate on; give some with --valid")
         train, valid = split_validation([""] * len(learnt), settings.valid_fraction, seed)
         learnt, held_out = [learnt[k] for k in train], [learnt[k] for k in valid]
+    for sentences in (learnt, held_out):
+        if not any(sentence.words for sentence in sentences):
+            raise UserError(f"{sentences[0].where}: neither this sentence nor any other has words; nothing to learn")
     if settings.intent:
         for sentence in (*learnt, *held_out):
             if not sentence.intent:

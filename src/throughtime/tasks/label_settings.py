@@ -51,8 +51,6 @@ class Settings(ReadingSettings):
             raise UserError(f"scheme {self.scheme!r} is unknown; choose one of auto, {', '.join(SCHEMES)}")
         if self.intent_pooling not in INTENT_POOLINGS:
             raise UserError(f"intent pooling must be one of {', '.join(INTENT_POOLINGS)}, not {self.intent_pooling!r}")
-        if self.intent_pooling != "max" and not self.intent:
-            raise UserError(f"there is no intent for {self.intent_pooling!r} pooling; give --intent too")
         if self.self_attention < 0:
             raise UserError(f"self attention must be at least 0, not {self.self_attention}")
         if self.self_attention and self.intent_pooling == "last":

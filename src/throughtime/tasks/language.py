@@ -226,7 +226,7 @@ def train(
         "sha256 of the text": numbers.digest,
         "vocabulary": vocabulary.to_json(),
     }
-    begin_run(out, JOB, config, resume=resume)
+    begin_run(out, JOB, config, resume=resume, usual=asdict(Settings()))
     _watched(problem, out, training, resume, ITEMS[settings.unit])
     model = LanguageModel(network.eval(), vocabulary, settings, source.apart)
     if first_process():

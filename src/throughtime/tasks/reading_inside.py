@@ -33,6 +33,7 @@ class Steps(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.recurrent, self.output = network.recurrent, network.output
+        self.attention = getattr(network, "attention", None)
         self._scores = network.scores
 
     def forward(self, x: Tensor) -> Tensor:
