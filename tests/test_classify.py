@@ -186,7 +186,7 @@ def test_images(tmp_path: Path, run: Run, way: str) -> None:
         images[k, 1 + 2 * label : 3 + 2 * label, 1:5] = 255
     put_images(tmp_path, "train", images, labels)
     put_images(tmp_path, "t10k", images[:10], labels[:10])
-    options = ["--hidden", 8, "--epochs", 2, "--shift", 1, "--rotate", 5, "--zoom", 0.1, way]
+    options = ["--hidden", 8, "--epochs", 2, "--shift", 1, "--rotate", 5, "--zoom", 0.1, "--bend", 0.5, way]
     ended = run("train", "classify", "--data", tmp_path, "--format", "idx", "--out", tmp_path / "run", *options)
     assert ended.status == 0
     model = classify.load(tmp_path / "run")
@@ -207,7 +207,7 @@ def test_images_that_are_no_square_are_changed_row_by_row_alone(tmp_path: Path, 
 @pytest.mark.parametrize("rows", [True, False])
 def test_images_are_changed_as_images(rows: bool) -> None:
     image = torch.rand(3, 5, 5)
-    settings = classify.Settings(shift=1, rotate=20, zoom=0.1, rows_as_time=rows)
+    settings = classify.Settings(shift=1, rotate=20, zoom=0.1, bend=0.3, rows_as_time=rows)
     values = image if rows else image.reshape(3, 25, 1)
     changed = classify._warped(values, settings, np.random.default_rng(1))
     assert changed.shape == values.shape
@@ -226,9 +226,15 @@ def test_what_is_wrong_with_the_data_is_told(tmp_path: Path, run: Run) -> None:
     told(b"text,label\na,b\n" + "é,b\n".encode("latin-1"), r"bad.csv:3: not UTF-8")
     told("text,label\na,x\nb,x\n", "all examples are of the class 'x'")
     told("text,label\na,x\nb,y\n", "one example of each class, none to validate on")
-    told("text,label\na,x\nb,y\n", r"holds no images \(csv\); leave out --shift, --rotate and --zoom", "--zoom", 0.1)
+    told(
+        "text,label\na,x\nb,y\n",
+        r"holds no images \(csv\); leave out --shift, --rotate, --zoom and --bend",
+        "--zoom",
+        0.1,
+    )
     told("text,label\na,x\nb,y\n", r"holds no series \(csv\); leave out --jitter and --stretch", "--jitter", 0.1)
     told("text,label\na,x\nb,y\n", "rotate must be from 0 to 180 degrees, not 200", "--rotate", 200)
+    told("text,label\na,x\nb,y\n", "bend must be at least 0, not -1", "--bend", -1)
     told("text,label\na,x\nb,y\n", "zoom must be at least 0 and below 1, not 1", "--zoom", 1)
     told("words,label\na,x\n", r"no column 'text' here \(it has words, label\); name one with --text-column")
     told("text,label\na,x\n", r"no column 'kind' here", "--label-column", "kind")

@@ -72,9 +72,22 @@ def test_zoom_makes_height_and_width_larger(tall: float, wide: float) -> None:
     torch.testing.assert_close(zoomed, zoomed.flip(0, 1))  # about the middle
 
 
+def test_bends_are_smooth_and_as_wide_as_said() -> None:
+    rows, columns = 24, 48
+    down, across = torch.meshgrid(torch.arange(rows) * 1.0, torch.arange(columns) * 1.0, indexing="ij")
+    for values in (down, across):  # an image of where each pixel was taken from
+        drawn = np.random.default_rng(1)
+        moved = Warp(bend=0.5)(values.expand(200, rows, columns), drawn) - values  # (B, R, C), in pixels
+        inside = moved[:, 4:-4, 4:-4]
+        assert 0.3 < inside.std() < 0.6
+        assert inside.mean().abs() < 0.02
+        steps = inside.diff(dim=1).abs().max(), inside.diff(dim=2).abs().max()
+        assert max(map(float, steps)) < 0.5  # a pixel's neighbour stays its neighbour
+
+
 def test_each_image_goes_its_own_way_and_the_draw_decides() -> None:
     images = torch.rand(1, 6, 6).expand(4, 6, 6)
-    warp = Warp(shift=2, rotate=30, zoom=0.2)
+    warp = Warp(shift=2, rotate=30, zoom=0.2, bend=0.5)
     once, again, other = (warp(images, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(once, again)
     assert not torch.equal(once, other)

@@ -329,7 +329,7 @@ def _frames(series: Sequence[Any], channels: int) -> Frames:
 def _check_changes(settings: Settings, form: str, examples: Sequence[Example], data: str | Path) -> None:
     """That what is to be changed at random is there to be changed."""
     if settings.warp != Warp() and form != "idx":
-        raise UserError(f"{data} holds no images ({form}); leave out --shift, --rotate and --zoom")
+        raise UserError(f"{data} holds no images ({form}); leave out --shift, --rotate, --zoom and --bend")
     if (settings.jitter or settings.stretch) and not Settings.is_series(form):
         raise UserError(f"{data} holds no series ({form}); leave out --jitter and --stretch")
     if settings.warp != Warp() and not settings.rows_as_time:
@@ -337,7 +337,7 @@ def _check_changes(settings: Settings, form: str, examples: Sequence[Example], d
             if round(example.length**0.5) ** 2 != example.length:
                 raise UserError(
                     f"{example.where}: {example.length} pixels are no square, and read one by one they have no rows; "
-                    "leave out --shift, --rotate and --zoom, or take --rows-as-time"
+                    "leave out --shift, --rotate, --zoom and --bend, or take --rows-as-time"
                 )
 
 

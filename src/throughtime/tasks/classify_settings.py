@@ -32,6 +32,7 @@ class Settings(ReadingSettings):
     shift: int = setting(0, "Shift images at random by up to so many pixels, in training.")
     rotate: float = setting(0.0, "Turn images at random by up to so many degrees, in training.")
     zoom: float = setting(0.0, "Resize images at random by up to this share, height and width apart, in training.")
+    bend: float = setting(0.0, "Bend images at random by about so many pixels, smoothly, in training.")
     jitter: float = setting(0.0, "Add noise of this deviation to series (scaled to deviation 1), in training.")
     stretch: float = setting(0.0, "Scale series at random by up to this share, in training.")
 
@@ -47,8 +48,9 @@ class Settings(ReadingSettings):
             raise UserError(
                 f"column {self.text_column!r} cannot be both text and label; name another with --label-column"
             )
-        if self.shift < 0 or self.jitter < 0:
-            raise UserError("shift and jitter must be at least 0")
+        for name in ("shift", "bend", "jitter"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name):g}")
         if not 0 <= self.rotate <= 180:
             raise UserError(f"rotate must be from 0 to 180 degrees, not {self.rotate:g}")
         for name in ("stretch", "zoom"):
@@ -63,7 +65,7 @@ class Settings(ReadingSettings):
 
     @property
     def warp(self) -> Warp:
-        return Warp(self.shift, self.rotate, self.zoom)
+        return Warp(self.shift, self.rotate, self.zoom, self.bend)
 
     def pool(self, size: int) -> Pooling:
         return Pooling(self.pooling, size, 2 if self.bidirectional else 1)
