@@ -196,22 +196,33 @@ def test_images(tmp_path: Path, run: Run, way: str) -> None:
     assert len(run("predict", tmp_path / "run", "--input", tmp_path).out.splitlines()) == 10
 
 
-def test_images_that_are_no_square_are_changed_row_by_row_alone(tmp_path: Path, run: Run) -> None:
-    put_images(tmp_path, "train", np.random.default_rng(1).integers(0, 256, (20, 4, 6)), np.arange(20) % 2)
-    options = ["--format", "idx", "--out", tmp_path / "run", "--hidden", 4, "--steps", 2, "--shift", 1]
-    ended = run("train", "classify", "--data", tmp_path, *options, "--no-rows-as-time")
-    assert_told(ended, r"image 0: 24 pixels are no square, .* or take --rows-as-time")
-    assert run("train", "classify", "--data", tmp_path, *options).status == 0
+def test_images_are_changed_as_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (9, 4, 9))  # as many pixels as a square has
+    put_images(tmp_path, "train", images, np.arange(9) % 2)
+    seen = []
+    for rows in (True, False):
+        settings = classify.Settings(hidden=3, shift=1, rotate=20, zoom=0.1, bend=0.3, format="idx", rows_as_time=rows)
+        model = classify.train(tmp_path, tmp_path / f"run-{rows}", settings, Training(steps=1))
+        examples = model.read(tmp_path / "train-images-idx3-ubyte.gz")
+        changed = model.inputs(examples, np.random.default_rng(1))
+        assert not torch.equal(changed.values, model.inputs(examples).values)
+        assert model.inputs([], np.random.default_rng(1)).values.shape[0] == 0
+        seen.append(changed.values.reshape(9, 4, 9))
+    torch.testing.assert_close(*seen)
+    wanted = settings.warp(torch.from_numpy(images).float() / 255, np.random.default_rng(1))
+    torch.testing.assert_close(seen[0], wanted)
 
 
-@pytest.mark.parametrize("rows", [True, False])
-def test_images_are_changed_as_images(rows: bool) -> None:
-    image = torch.rand(3, 5, 5)
-    settings = classify.Settings(shift=1, rotate=20, zoom=0.1, bend=0.3, rows_as_time=rows)
-    values = image if rows else image.reshape(3, 25, 1)
-    changed = classify._warped(values, settings, np.random.default_rng(1))
-    assert changed.shape == values.shape
-    torch.testing.assert_close(changed.reshape(3, 5, 5), settings.warp(image, np.random.default_rng(1)))
+def test_validation_data_of_another_kind_are_told(tmp_path: Path, run: Run) -> None:
+    put_images(tmp_path, "train", np.ones((8, 2, 2)), np.arange(8) % 2)
+    (tmp_path / "a.csv").write_text("text,label\na,0\nb,1\nc,0\nd,1\n", encoding="utf-8")
+    for data, valid, what in (
+        (tmp_path, "a.csv", "csv files are not"),
+        (tmp_path / "a.csv", "train-images-idx3-ubyte.gz", "idx"),
+    ):
+        ended = run("train", "classify", "--data", data, "--valid", tmp_path / valid, "--out", tmp_path / "run")
+        assert_told(ended, f"{valid}: {what}")
+        assert not (tmp_path / "run").exists()
 
 
 def test_what_is_wrong_with_the_data_is_told(tmp_path: Path, run: Run) -> None:
@@ -234,7 +245,7 @@ def test_what_is_wrong_with_the_data_is_told(tmp_path: Path, run: Run) -> None:
     )
     told("text,label\na,x\nb,y\n", r"holds no series \(csv\); leave out --jitter and --stretch", "--jitter", 0.1)
     told("text,label\na,x\nb,y\n", "rotate must be from 0 to 180 degrees, not 200", "--rotate", 200)
-    told("text,label\na,x\nb,y\n", "bend must be at least 0, not -1", "--bend", -1)
+    told("text,label\na,x\nb,y\n", "bend must be from 0 to 1000, not -1.0", "--bend", -1)
     told("text,label\na,x\nb,y\n", "zoom must be at least 0 and below 1, not 1", "--zoom", 1)
     told("words,label\na,x\n", r"no column 'text' here \(it has words, label\); name one with --text-column")
     told("text,label\na,x\n", r"no column 'kind' here", "--label-column", "kind")

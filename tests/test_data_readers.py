@@ -192,6 +192,13 @@ def test_tables(tmp_path: Path) -> None:
         ("jsonl", "[" * 100_000 + "\n", "file:1: not a line of JSON"),
         ("jsonl", "9" * 5000 + "\n", "file:1: not a line of JSON"),
         ("csv", "text,label,text\na,b,c\n", "file:1: 2 columns are named 'text'; rename all but one"),
+        (
+            "jsonl",
+            '{"text": "a\\ud800", "label": 1}\n',
+            r"file:1: 'text' has half a character, .ud800, which is not text",
+        ),
+        ("jsonl", '{"text": "a", "label": "\\udc00"}\n', "file:1: 'label' has half a character"),
+        ("jsonl", '{"text": "a", "label": "b\\nc"}\n', "file:1: 'label' has several lines, where a label has one"),
         ("csv", '"one\nname",label\na,b\n', "file:1: no column 'text' here \\(it has one name, label\\)"),
         ("jsonl", "[]\n", "file:1: a list, where a JSON object is wanted"),
     ],
@@ -274,6 +281,11 @@ def test_images(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(idx(labels[:4]))
     with pytest.raises(UserError, match="4 labels for 5 images"):
         read_images(tmp_path, "train")
+    for shape in ((0, 4), (3, 0), (3,)):
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros((5, *shape)))))
+        for labelled in (True, False):
+            with pytest.raises(UserError, match="where images have three axes and some pixels"):
+                read_images(tmp_path, "train", labelled=labelled)
     whole = gzip.compress(idx(images))
     for bad, told in (
         (whole[:-9], "damaged or cut short"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -249,13 +250,19 @@ def test_files_named_conll_may_be_conllu(tmp_path: Path, run: Run) -> None:
 
 
 def test_sentences_without_words_alone_are_told(tmp_path: Path, run: Run) -> None:
-    empty = put_parallel(tmp_path / "empty", [([], [], "x"), ([], [], "y")] * 4)
+    empty = put_parallel(tmp_path / "empty", [([], [], "city"), ([], [], "trip")] * 4)
     some = put_parallel(tmp_path / "some", trips(4))
-    for data, valid in ((empty, some), (some, empty)):
-        for options in ([], ["--intent", "--intent-pooling", "vote", "--self-attention", 3]):
-            ended = run("train", "label", "--data", data, "--valid", valid, *options, "--out", tmp_path / "run")
-            assert_told(ended, "empty.*:1: neither this sentence nor any other has words")
-            assert not (tmp_path / "run").exists()
+    intent = ["--intent", "--intent-pooling", "vote", "--self-attention", 3]
+    for data, valid, options, told in (
+        (empty, some, [], "empty: no sentence to learn from has words"),
+        (empty, some, intent, "empty: no sentence to learn from has words"),
+        (some, empty, [], "empty: no sentence to validate on has words; give others with --valid"),
+    ):
+        ended = run("train", "label", "--data", data, "--valid", valid, *options, "--out", tmp_path / "run")
+        assert_told(ended, told)
+        assert not (tmp_path / "run").exists()
+    options = [*intent, "--valid", empty, *SMALL, "--steps", 1, "--out", tmp_path / "run"]
+    assert run("train", "label", "--data", some, *options).status == 0  # intents there are to validate on
 
 
 def test_runs_of_an_older_version_are_read_and_gone_on_with(data: Path, tmp_path: Path) -> None:
@@ -272,6 +279,7 @@ def test_runs_of_an_older_version_are_read_and_gone_on_with(data: Path, tmp_path
     parts = label.train(data, tmp_path / "parts", settings, training, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.network.parameters(), parts.network.parameters(), strict=True))
     older(tmp_path / "whole", intent_pooling="mean")  # was taken, and meant nothing, where there is no intent
+    label.train(data, tmp_path / "whole", replace(settings, intent_pooling="mean"), training, resume=True)
     assert label.load(tmp_path / "whole").predict_read(whole.read(data)) == whole.predict_read(whole.read(data))
 
 

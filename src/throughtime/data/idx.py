@@ -53,17 +53,20 @@ def read_images(path: Path, part: str, *, labelled: bool = True) -> tuple[NDArra
     """
     images_file = path if path.is_file() else _find(path, part, "images")
     if not labelled:
-        images = read_idx(images_file)
-        if images.ndim != 3:
-            raise UserError(f"{images_file}: an array of {images.ndim} axes, where images have 3")
-        return images, None
+        return _real(images_file, read_idx(images_file)), None
     labels_file = images_file.with_name(images_file.name.replace("images-idx3", "labels-idx1"))
     if labels_file == images_file or not labels_file.exists():
         raise UserError(f"{labels_file}: missing; the labels of {images_file.name} belong there")
-    images, labels = read_idx(images_file), read_idx(labels_file)
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+    images, labels = _real(images_file, read_idx(images_file)), read_idx(labels_file)
+    if labels.ndim != 1 or len(images) != len(labels):
         raise UserError(f"{labels_file}: {len(labels)} labels for {len(images)} images")
     return images, labels
+
+
+def _real(path: Path, images: NDArray[Any]) -> NDArray[Any]:
+    if images.ndim != 3 or 0 in images.shape[1:]:
+        raise UserError(f"{path}: an array of {images.shape}, where images have three axes and some pixels")
+    return images
 
 
 def _find(folder: Path, part: str, kind: str) -> Path:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from throughtime.data.utf8 import read_chunks
 from throughtime.errors import UserError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell the halves of a character apart; UTF-8 has no such thing
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -40,6 +43,15 @@ def blocks(lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
             block = []
     if block:
         yield block
+
+
+def check_text(value: str, what: str) -> None:
+    """
+    Raises:
+        UserError: ``what`` has half a character.
+    """
+    if half := _SURROGATE.search(value):
+        raise UserError(f"{what} has half a character, \\u{ord(half[0]):04x}, which is not text")
 
 
 def read_json_line(line: str, path: Path, number: int) -> Any:

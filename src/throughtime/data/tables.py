@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from throughtime.data.lines import numbered_lines, read_json_line
+from throughtime.data.lines import check_text, numbered_lines, read_json_line
 from throughtime.errors import UserError
 
 
@@ -41,9 +41,13 @@ def read_table(path: Path, form: str, text: str, label: str | None) -> Iterator[
         value = record[text]
         if not isinstance(value, str):
             raise UserError(f"{path}:{number}: {text!r} is {_kind(value)}, where a text is wanted")
+        check_text(value, f"{path}:{number}: {text!r}")
         found = "" if label is None else record[label]
         if isinstance(found, (dict, list)) or found is None or (label is not None and not str(found).strip()):
             raise UserError(f"{path}:{number}: {label!r} is {_kind(found)}, where a label is wanted")
+        check_text(str(found), f"{path}:{number}: {label!r}")
+        if len(str(found).strip().splitlines()) > 1:
+            raise UserError(f"{path}:{number}: {label!r} has several lines, where a label has one")
         yield Row(value, str(found).strip(), path, number)
 
 

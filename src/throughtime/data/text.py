@@ -9,12 +9,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from throughtime.data.lines import read_json_line
+from throughtime.data.lines import check_text, read_json_line
 from throughtime.data.utf8 import read_chunks
 from throughtime.errors import UserError
 
 LONGEST_LINE = 1 << 15  # characters; a longer line is cut, so that memory stays bounded
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell the halves of a character apart; UTF-8 has no such thing
 _LINE = re.compile(rf"[^\n]{{0,{LONGEST_LINE - 1}}}\n|[^\n]{{1,{LONGEST_LINE}}}")
 
 
@@ -146,11 +145,7 @@ def _fields(path: Path, field: str) -> Iterator[Piece]:
             value = "\n".join(value)
         if not isinstance(value, str):
             raise UserError(f"{path}:{number}: field {field!r} is neither a string nor a list of lines")
-        half = _SURROGATE.search(value)
-        if half:
-            raise UserError(
-                f"{path}:{number}: field {field!r} has half a character, \\u{ord(half[0]):04x}, which is not text"
-            )
+        check_text(value, f"{path}:{number}: field {field!r}")
         if value:
             yield Piece(value, True)
 

@@ -30,7 +30,7 @@ class Warp:
     bend: float = 0.0  # pixels, the deviation of how far each of 4 x 4 places is drawn away; smooth between them
 
     def __call__(self, images: Tensor, drawn: np.random.Generator) -> Tensor:
-        """``(B, R, C) -> (B, R, C)``, each image in its own way; values between pixels are bilinear."""
+        """``(B, R, C) -> (B, R, C)`` of floats, each image in its own way; values between pixels are bilinear."""
         count, rows, columns = images.shape
         if not images.numel() or self == Warp():
             return images

@@ -180,13 +180,14 @@ class ClassifyModel:
         else:
             inputs = _frames([_values(example) for example in examples], self.channels)
             if drawn is not None:
-                inputs = self._changed(inputs, drawn)
+                inputs = self._changed(inputs, drawn, examples[0].columns if examples else 0)
         return moved(inputs, self.network.output.weight.device) if move else inputs
 
-    def _changed(self, frames: Frames, drawn: np.random.Generator) -> Frames:
+    def _changed(self, frames: Frames, drawn: np.random.Generator, columns: int) -> Frames:
         settings, values = self.settings, frames.values
-        if self.form == "idx":
-            values = _warped(values, settings, drawn)
+        if columns:
+            images = values.reshape(len(values), -1, columns)
+            values = settings.warp(images, drawn).reshape(values.shape)
         features = self.network.features
         assert isinstance(features, SeriesFeatures)
         if settings.stretch:
@@ -257,12 +258,14 @@ def train(
     settings, training, out = settings or Settings(), training or TRAINING, Path(out)
     refuse_overwriting(out, resume)
     form, learnt = settings.read(Path(data), "train")
-    _check_changes(settings, form, learnt, data)
+    _check_changes(settings, form, data)
     labels = sorted({example.label for example in learnt})
     if len(labels) < 2:
         raise UserError(f"{data}: all examples are of the class {labels[0]!r}; at least two classes are needed")
     if settings.valid is not None:
-        rest, held_out = None, settings.read(Path(settings.valid), "valid")[1]
+        rest, (other, held_out) = None, settings.read(Path(settings.valid), "valid")
+        if Settings.is_series(other) != Settings.is_series(form):
+            raise UserError(f"{settings.valid}: {other} files are not what {data} is, which is {form}")
     else:
         chosen, rest = split_validation([example.label for example in learnt], settings.valid_fraction, training.seed)
         if not rest:
@@ -326,23 +329,9 @@ def _frames(series: Sequence[Any], channels: int) -> Frames:
     return Frames(torch.from_numpy(padded), lengths)
 
 
-def _check_changes(settings: Settings, form: str, examples: Sequence[Example], data: str | Path) -> None:
+def _check_changes(settings: Settings, form: str, data: str | Path) -> None:
     """That what is to be changed at random is there to be changed."""
     if settings.warp != Warp() and form != "idx":
         raise UserError(f"{data} holds no images ({form}); leave out --shift, --rotate, --zoom and --bend")
     if (settings.jitter or settings.stretch) and not Settings.is_series(form):
         raise UserError(f"{data} holds no series ({form}); leave out --jitter and --stretch")
-    if settings.warp != Warp() and not settings.rows_as_time:
-        for example in examples:
-            if round(example.length**0.5) ** 2 != example.length:
-                raise UserError(
-                    f"{example.where}: {example.length} pixels are no square, and read one by one they have no rows; "
-                    "leave out --shift, --rotate, --zoom and --bend, or take --rows-as-time"
-                )
-
-
-def _warped(values: Tensor, settings: Settings, drawn: np.random.Generator) -> Tensor:
-    """Images of rows, or of pixels one by one, changed at random; ``(B, T, I) -> (B, T, I)``."""
-    side = values.shape[2] if settings.rows_as_time else round(values.shape[1] ** 0.5)
-    images = values.reshape(len(values), -1, side)
-    return settings.warp(images, drawn).reshape(values.shape)

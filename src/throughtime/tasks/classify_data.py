@@ -31,6 +31,7 @@ class Example(NamedTuple):
     values: NDArray[Any] | None  # (T, C)
     label: str  # "" where there is none
     where: str  # file:line
+    columns: int = 0  # of an image, which is read row by row or pixel by pixel
 
     @property
     def length(self) -> int:
@@ -122,7 +123,7 @@ def _images(path: Path, part: str, how: How) -> Iterator[Example]:
         values = values.reshape(len(values), -1, 1)
     names = [""] * len(images) if labels is None else list(map(str, labels.tolist()))
     for k, (image, name) in enumerate(zip(values, names, strict=True)):
-        yield Example((), image, name, f"{path} image {k}")
+        yield Example((), image, name, f"{path} image {k}", images.shape[2])
 
 
 def _trees(path: Path, part: str, how: How) -> Iterator[Example]:

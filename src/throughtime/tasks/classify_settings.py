@@ -49,8 +49,8 @@ class Settings(ReadingSettings):
                 f"column {self.text_column!r} cannot be both text and label; name another with --label-column"
             )
         for name in ("shift", "bend", "jitter"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name} must be at least 0, not {getattr(self, name):g}")
+            if not 0 <= getattr(self, name) <= 1000:
+                raise UserError(f"{name} must be from 0 to 1000, not {getattr(self, name)}")
         if not 0 <= self.rotate <= 180:
             raise UserError(f"rotate must be from 0 to 180 degrees, not {self.rotate:g}")
         for name in ("stretch", "zoom"):

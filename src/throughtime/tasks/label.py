@@ -33,7 +33,7 @@ from throughtime.errors import UserError
 from throughtime.layers import Tokens
 from throughtime.learning import Loss, Training, begin_run, fit, load_model, load_settings, seed_all
 from throughtime.learning.processes import first_process
-from throughtime.learning.run_folder import refuse_overwriting
+from throughtime.learning.run_folder import CONFIG, refuse_overwriting
 from throughtime.tasks.held_out import remember_held_out
 from throughtime.tasks.label_network import Tagger
 from throughtime.tasks.label_scores import Scores, oov_recalls, score
@@ -256,7 +256,8 @@ def train(
         UserError: data, settings or folder will not do.
     """
     settings, training, out = settings or Settings(), training or TRAINING, Path(out)
-    if settings.intent_pooling != "max" and not settings.intent:  # not in Settings: there are such runs to be loaded
+    begun = resume and (out / CONFIG).exists()  # by an older version, maybe, where this was taken and meant nothing
+    if settings.intent_pooling != "max" and not settings.intent and not begun:
         raise UserError(f"there is no intent for {settings.intent_pooling!r} pooling; give --intent too")
     refuse_overwriting(out, resume)
     learnt, held_out, rest = _read(Path(data), settings, training.seed)
@@ -329,9 +330,10 @@ def _read(data: Path, settings: Settings, seed: int) -> tuple[list[Sentence], li
             raise UserError(f"{data}: one sentence, so none is left to validate on; give some with --valid")
         train, valid = split_validation([""] * len(learnt), settings.valid_fraction, seed)
         learnt, held_out = [learnt[k] for k in train], [learnt[k] for k in valid]
-    for sentences in (learnt, held_out):
-        if not any(sentence.words for sentence in sentences):
-            raise UserError(f"{sentences[0].where}: neither this sentence nor any other has words; nothing to learn")
+    if not any(sentence.words for sentence in learnt):
+        raise UserError(f"{data}: no sentence to learn from has words")
+    if not any(sentence.words for sentence in held_out) and not settings.intent:
+        raise UserError(f"{settings.valid or data}: no sentence to validate on has words; give others with --valid")
     if settings.intent:
         for sentence in (*learnt, *held_out):
             if not sentence.intent:
