@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from reading_cases import SMALL, Run, assert_told, command
+from throughtime.errors import UserError
 from throughtime.learning import Training
 from throughtime.tasks import classify
 from throughtime.tasks.classify import ClassifyModel, Settings
+from throughtime.tasks.classify_data import FORMATS, SERIES
 from throughtime.tasks.classify_report import steps_that_count
 
 GOOD, BAD, REST = ("fine", "lovely", "great"), ("dull", "awful", "poor"), ("a", "film", "the", "plot", "was")
@@ -239,11 +241,11 @@ def test_what_is_wrong_with_the_data_is_told(tmp_path: Path, run: Run) -> None:
     told("text,label\na,x\nb,y\n", "one example of each class, none to validate on")
     told(
         "text,label\na,x\nb,y\n",
-        r"holds no images \(csv\); leave out --shift, --rotate, --zoom and --bend",
+        "bad.csv: zoom is for images, not for csv; leave it out",
         "--zoom",
         0.1,
     )
-    told("text,label\na,x\nb,y\n", r"holds no series \(csv\); leave out --jitter and --stretch", "--jitter", 0.1)
+    told("text,label\na,x\nb,y\n", "jitter is for series, not for csv; leave it out", "--jitter", 0.1)
     told("text,label\na,x\nb,y\n", "rotate must be from 0 to 180 degrees, not 200", "--rotate", 200)
     told("text,label\na,x\nb,y\n", "bend must be from 0 to 1000, not -1.0", "--bend", -1)
     told("text,label\na,x\nb,y\n", "zoom must be at least 0 and below 1, not 1", "--zoom", 1)
@@ -280,3 +282,17 @@ def test_text_for_a_model_of_series_is_told(trained: Path, tmp_path: Path, run: 
     assert_told(
         run("evaluate", trained, "--data", data), "ts files are not what this model was trained on, which is text"
     )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_has_no_meaning_for_a_format_is_told(form: str) -> None:
+    Settings(hidden=3, embedding=3).check_form(form, "data")
+    own = {"idx": {"shift": 1, "jitter": 0.1}, "ts": {"stretch": 0.1}, "trees": {"binary": True, "lower": True}}
+    Settings(**own.get(form, {"unit": "char", "vectors": "file"})).check_form(form, "data")  # type: ignore[arg-type]
+    others: list[dict[str, object]] = [{"bend": 0.5}, {"rows_as_time": False}] if form != "idx" else [{"digits": True}]
+    others += [{"phrases": True}] if form != "trees" else [{"unit": "char"}]
+    others += [{"characters": True}] if form in SERIES else [{"jitter": 0.1}]
+    for other in others:
+        name = next(iter(other)).replace("_", " ")
+        with pytest.raises(UserError, match=f"^data: {name} is for .*, not for {form}; leave it out"):
+            Settings(**other).check_form(form, "data")  # type: ignore[arg-type]

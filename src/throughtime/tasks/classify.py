@@ -27,7 +27,6 @@ from throughtime.data.buckets import Buckets, in_order
 from throughtime.data.index import WordIndex, split_validation
 from throughtime.data.series import series_of_line
 from throughtime.data.streams import IGNORED
-from throughtime.data.warp import Warp
 from throughtime.errors import UserError
 from throughtime.layers import TokenFeatures, Tokens
 from throughtime.learning import Loss, Training, begin_run, fit, load_model, load_settings, seed_all
@@ -258,7 +257,7 @@ def train(
     settings, training, out = settings or Settings(), training or TRAINING, Path(out)
     refuse_overwriting(out, resume)
     form, learnt = settings.read(Path(data), "train")
-    _check_changes(settings, form, data)
+    settings.check_form(form, data)
     labels = sorted({example.label for example in learnt})
     if len(labels) < 2:
         raise UserError(f"{data}: all examples are of the class {labels[0]!r}; at least two classes are needed")
@@ -327,11 +326,3 @@ def _frames(series: Sequence[Any], channels: int) -> Frames:
     for row, values in enumerate(series):
         padded[row, : len(values)] = values
     return Frames(torch.from_numpy(padded), lengths)
-
-
-def _check_changes(settings: Settings, form: str, data: str | Path) -> None:
-    """That what is to be changed at random is there to be changed."""
-    if settings.warp != Warp() and form != "idx":
-        raise UserError(f"{data} holds no images ({form}); leave out --shift, --rotate, --zoom and --bend")
-    if (settings.jitter or settings.stretch) and not Settings.is_series(form):
-        raise UserError(f"{data} holds no series ({form}); leave out --jitter and --stretch")

@@ -12,6 +12,13 @@ from throughtime.tasks.classify_data import FORMATS, SERIES, Example, How, read_
 from throughtime.tasks.reading import ReadingSettings, setting
 
 UNITS = ("word", "char")
+_FOR = {  # what is of use for some data alone
+    "images": ("rows_as_time", "shift", "rotate", "zoom", "bend"),
+    "series": ("jitter", "stretch"),
+    "words": ("characters", "pairs", "lower", "digits", "vocabulary_size", "vectors", "freeze"),
+    "tables": ("unit",),
+    "trees": ("phrases", "binary"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,18 @@ class Settings(ReadingSettings):
         label = self.label_column if labelled else None
         how = How(self.text_column, label, self.unit, self.rows_as_time, self.phrases, self.binary)
         return read_examples(path, self.format, part, how)
+
+    def check_form(self, form: str, data: str | Path) -> None:
+        """
+        Raises:
+            UserError: something is set that has no meaning for data of that format.
+        """
+        kinds = {"series" if self.is_series(form) else "words"}
+        kinds.add({"idx": "images", "trees": "trees", "ts": "series"}.get(form, "tables"))
+        for kind, names in _FOR.items():
+            for name in names:
+                if kind not in kinds and getattr(self, name) != getattr(type(self), name):
+                    raise UserError(f"{data}: {name.replace('_', ' ')} is for {kind}, not for {form}; leave it out")
 
     @property
     def warp(self) -> Warp:
