@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -221,9 +220,9 @@ def format_of(path: Path) -> str:
     named = format_by_name(path)
     if named not in (None, "conll"):
         return named
-    lines = (line for _, line in numbered_lines(path) if not line.startswith("#"))
-    first = list(takewhile(str.strip, dropwhile(lambda line: not line.strip(), lines)))  # the first sentence's
-    return "conllu" if _looks_like_conllu([line.split("\t") for line in first]) else "conll"
+    lines = ((number, line) for number, line in numbered_lines(path) if not line.startswith("#"))
+    first = next(blocks(lines), [])
+    return "conllu" if _looks_like_conllu([line.split("\t") for _, line in first]) else "conll"
 
 
 def _looks_like_conllu(rows: list[list[str]]) -> bool:

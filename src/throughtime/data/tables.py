@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,25 +41,22 @@ def read_table(path: Path, form: str, text: str, label: str | None) -> Iterator[
         value = record[text]
         if not isinstance(value, str):
             raise UserError(f"{path}:{number}: {text!r} is {_kind(value)}, where a text is wanted")
-        check_text(value, f"{path}:{number}: {text!r}")
         found = "" if label is None else record[label]
         if isinstance(found, (dict, list)) or found is None or (label is not None and not str(found).strip()):
             raise UserError(f"{path}:{number}: {label!r} is {_kind(found)}, where a label is wanted")
-        check_text(str(found), f"{path}:{number}: {label!r}")
-        if len(str(found).strip().splitlines()) > 1:
+        name = str(found).strip()
+        if len(name.splitlines()) > 1:
             raise UserError(f"{path}:{number}: {label!r} has several lines, where a label has one")
-        yield Row(value, str(found).strip(), path, number)
+        yield Row(value, name, path, number)
 
 
-def _check_names(path: Path, number: int, names: Sequence[Any], wanted: Mapping[str, str]) -> None:
+def _check_names(path: Path, number: int, names: Collection[Any], wanted: Mapping[str, str]) -> None:
     for kind, name in wanted.items():
         if name not in names:
             has = ", ".join(" ".join(str(name).split()) for name in names)
             raise UserError(
                 f"{path}:{number}: no column {name!r} here (it has {has or 'none'}); name one with --{kind}-column"
             )
-        if names.count(name) > 1:
-            raise UserError(f"{path}:{number}: {names.count(name)} columns are named {name!r}; rename all but one")
 
 
 def _csv(path: Path, wanted: Mapping[str, str], tabs: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -76,6 +73,9 @@ def _csv(path: Path, wanted: Mapping[str, str], tabs: bool = False) -> Iterator[
             if names is None:
                 names = [cell.strip() for cell in cells]
                 _check_names(path, line, names, wanted)
+                for name in wanted.values():
+                    if (count := names.count(name)) > 1:
+                        raise UserError(f"{path}:{line}: {count} columns are named {name!r}; rename all but one")
                 continue
             if len(cells) != len(names):
                 raise UserError(
@@ -98,7 +98,10 @@ def _jsonl(path: Path, wanted: Mapping[str, str]) -> Iterator[tuple[int, dict[st
         record = read_json_line(line, path, number)
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: {_kind(record)}, where a JSON object is wanted")
-        _check_names(path, number, list(record), wanted)
+        _check_names(path, number, record, wanted)
+        for name in wanted.values():
+            if isinstance(record[name], str):
+                check_text(record[name], f"{path}:{number}: {name!r}")
         yield number, record
 
 

@@ -15,7 +15,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ def begin_run(
     settings: dict[str, Any],
     *,
     resume: bool = False,
-    usual: Mapping[str, Any] = MappingProxyType({}),
+    usual: dict[str, Any] | None = None,
 ) -> None:
     """Makes the folder of a run, or, with ``resume``, finds it to be the same run.
 
@@ -68,7 +67,7 @@ def begin_run(
         before = load_config(run)
         if before.job != job:
             raise UserError(f"{run} holds a run of {before.job!r}, not of {job!r}; name another folder")
-        was_begun = {**_plain(dict(usual)), **before.settings}
+        was_begun = {**_plain(usual or {}), **before.settings}
         if was_begun.keys() == settings.keys():
             for name, value in _plain(settings).items():
                 if (was := was_begun[name]) != value:

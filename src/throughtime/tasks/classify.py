@@ -262,7 +262,8 @@ def train(
     if len(labels) < 2:
         raise UserError(f"{data}: all examples are of the class {labels[0]!r}; at least two classes are needed")
     if settings.valid is not None:
-        rest, (other, held_out) = None, settings.read(Path(settings.valid), "valid")
+        rest = None
+        other, held_out = settings.read(Path(settings.valid), "valid")
         if Settings.is_series(other) != Settings.is_series(form):
             raise UserError(f"{settings.valid}: {other} files are not what {data} is, which is {form}")
     else:
